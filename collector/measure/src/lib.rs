@@ -1,0 +1,1 @@
+//! Pure: cumulative counters in; windows, rates, quantiles and coverage out.

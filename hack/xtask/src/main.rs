@@ -1,0 +1,30 @@
+//! Developer tasks. Each subcommand lives in its own module; this file only dispatches.
+
+use clap::Parser;
+
+mod bench;
+mod cluster;
+mod demo;
+mod image;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer tasks of ebpf-scaler")]
+enum Task {
+    /// Bring a test cluster up or down
+    Cluster(cluster::Args),
+    /// Build OCI images without a daemon and load them into a cluster
+    Image(image::Args),
+    /// Show the main job live on a real cluster and end with measured numbers
+    Demo(demo::Args),
+    /// Measure, beside the peer in the same run
+    Bench(bench::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Cluster(args) => cluster::run(args),
+        Task::Image(args) => image::run(args),
+        Task::Demo(args) => demo::run(args),
+        Task::Bench(args) => bench::run(args),
+    }
+}
