@@ -5,7 +5,11 @@ use clap::Parser;
 mod bench;
 mod cluster;
 mod demo;
+mod generate;
 mod image;
+mod lint;
+mod steps;
+mod test;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Developer tasks of ebpf-scaler")]
@@ -18,6 +22,12 @@ enum Task {
     Demo(demo::Args),
     /// Measure, beside the peer in the same run
     Bench(bench::Args),
+    /// Run the test tiers
+    Test(test::Args),
+    /// Run every linter with warnings denied
+    Lint(lint::Args),
+    /// Write the files that are generated from the code
+    Generate(generate::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -26,5 +36,8 @@ fn main() -> anyhow::Result<()> {
         Task::Image(args) => image::run(args),
         Task::Demo(args) => demo::run(args),
         Task::Bench(args) => bench::run(args),
+        Task::Test(args) => test::run(args),
+        Task::Lint(args) => lint::run(args),
+        Task::Generate(args) => generate::run(args),
     }
 }
