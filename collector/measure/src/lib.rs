@@ -1,1 +1,6 @@
-//! Pure: cumulative counters in; windows, rates, quantiles and coverage out.
+//! Pure: cumulative counters in; windows, rates, quantiles and coverage out. Nothing here knows a
+//! clock, a socket or Kubernetes: time and facts are arguments.
+
+pub mod metric;
+
+pub use metric::{Aggregation, Distribution, Family, Metric, Unit, Window};
