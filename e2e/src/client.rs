@@ -1,0 +1,39 @@
+//! A client for a cluster given by its kubeconfig, as its administrator or as somebody else.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+/// Connects as the kubeconfig's user.
+pub async fn connect(kubeconfig: &Path) -> anyhow::Result<Client> {
+    Ok(Client::try_from(config(kubeconfig).await?)?)
+}
+
+/// Connects as another user, which the kubeconfig's user must be allowed to impersonate.
+pub async fn connect_as(kubeconfig: &Path, user: &str) -> anyhow::Result<Client> {
+    let mut config = config(kubeconfig).await?;
+    config.auth_info.impersonate = Some(user.to_owned());
+    Ok(Client::try_from(config)?)
+}
+
+async fn config(kubeconfig: &Path) -> anyhow::Result<Config> {
+    // Of several providers that are compiled in, this process uses one; a second call changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let file = Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+    let mut config = config.context("the kubeconfig has no usable context")?;
+    // Logs and watches stay silent for long.
+    config.read_timeout = None;
+    Ok(config)
+}
+
+/// The repository's top folder.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
