@@ -1,2 +1,87 @@
-//! Records and recognisers that the BPF programs and user space share.
-#![no_std]
+//! Records and recognisers that the BPF programs and user space share: one definition, so that both sides
+//! agree. Nothing here allocates, reads a clock or calls the kernel.
+#![cfg_attr(not(test), no_std)]
+
+pub mod histogram;
+
+/// A group of signals that is attached, wanted and degraded as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// HTTP requests: counts, latency, status classes.
+    Requests,
+    /// Bytes, packets and connections.
+    Network,
+    /// Time that runnable threads wait for a CPU.
+    RunQueue,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Family; 3] = [Family::Requests, Family::Network, Family::RunQueue];
+
+    /// The name for people, logs and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Family::Requests => "requests",
+            Family::Network => "network",
+            Family::RunQueue => "runqueue",
+        }
+    }
+}
+
+impl core::fmt::Display for Family {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is counted per slot, cumulative since the slot was allocated; the wire's `Counters` field by field.
+/// `cpu_throttled_micros` does not come from a program: the agent fills it from cpu.stat.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Inbound requests whose peer is outside the pod.
+    pub requests: u64,
+    /// Interim responses, and 101 which ends a request.
+    pub responses_1xx: u64,
+    /// Responses of class 2xx.
+    pub responses_2xx: u64,
+    /// Responses of class 3xx.
+    pub responses_3xx: u64,
+    /// Responses of class 4xx.
+    pub responses_4xx: u64,
+    /// Responses of class 5xx.
+    pub responses_5xx: u64,
+    /// Requests that ended without a response.
+    pub requests_aborted: u64,
+    /// Sum of the request latencies, microseconds.
+    pub request_latency_sum_micros: u64,
+    /// A gauge: requests begun and not yet answered.
+    pub requests_in_flight: u64,
+    /// Requests of kubelet probes; not in `requests`.
+    pub requests_probe: u64,
+    /// Requests to excluded ports; not in `requests`.
+    pub requests_excluded_port: u64,
+    /// Requests over loopback inside the pod; not in `requests`.
+    pub requests_loopback: u64,
+    /// L3 bytes received, loopback inside the pod left out.
+    pub receive_bytes: u64,
+    /// L3 bytes sent, loopback inside the pod left out.
+    pub transmit_bytes: u64,
+    /// Packets received, as on the wire (a GRO packet counts its segments).
+    pub receive_packets: u64,
+    /// Packets sent, as on the wire.
+    pub transmit_packets: u64,
+    /// TCP connections opened, by either side.
+    pub connections_opened: u64,
+    /// TCP connections closed.
+    pub connections_closed: u64,
+    /// TCP segments sent again.
+    pub tcp_retransmits: u64,
+    /// Sum of the waits for a CPU, nanoseconds.
+    pub runqueue_wait_nanos: u64,
+    /// Waits for a CPU that ended.
+    pub runqueue_waits: u64,
+    /// Time throttled by the CPU limit, microseconds.
+    pub cpu_throttled_micros: u64,
+}
