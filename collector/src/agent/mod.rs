@@ -1,5 +1,7 @@
 //! (in work)
 
+pub mod probes;
+
 /// Flags of this role.
 #[derive(clap::Args, Debug)]
 pub struct Args {}
