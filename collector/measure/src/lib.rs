@@ -2,5 +2,10 @@
 //! clock, a socket or Kubernetes: time and facts are arguments.
 
 pub mod metric;
+pub mod quantile;
+pub mod query;
+pub mod selector;
+pub mod series;
+pub mod totals;
 
 pub use metric::{Aggregation, Distribution, Family, Metric, Unit, Window};

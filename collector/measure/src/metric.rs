@@ -4,36 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// What an agent can measure, switched on and off as a whole (see the wire protocol's `Family`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Family {
-    /// Requests, responses and their latency; always on
-    Requests,
-    /// Bytes, packets and connections; always on
-    Network,
-    /// Time that threads wait for a CPU; on demand
-    RunQueue,
-}
-
-impl Family {
-    /// Every family.
-    pub const ALL: [Self; 3] = [Self::Requests, Self::Network, Self::RunQueue];
-
-    /// The family's name in logs, messages and labels.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Requests => "requests",
-            Self::Network => "network",
-            Self::RunQueue => "runqueue",
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+pub use ebpf_scaler_common::Family;
 
 /// The unit of a metric's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,287 @@
+//! What one pod did, as cumulative counters at points in time by its node's monotonic clock, kept in
+//! bounded memory: resolution falls with age. Answers what was added in a window; never mixes epochs.
+
+use std::collections::VecDeque;
+
+use ebpf_scaler_common::Counters;
+
+use crate::metric::Distribution;
+use crate::quantile::{Merged, Sparse};
+use crate::totals::{Total, Totals};
+
+/// What an agent says of one pod at one time: everything cumulative since `epoch` began, but for
+/// `counters.requests_in_flight`, which is a gauge.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Counters of another epoch have nothing to do with these
+    pub epoch: u64,
+    /// The counters
+    pub counters: Counters,
+    /// Request latencies, cumulative
+    pub request_latency: Sparse,
+    /// Run-queue latencies, cumulative
+    pub runqueue_latency: Sparse,
+}
+
+/// How long each resolution is kept, and how coarse it is: microseconds.
+const TIERS: [(u64, u64); 3] = [
+    // Agents read every 250 ms; a little less, so that jitter never merges two regular readings.
+    (10_500_000, 200_000),
+    (61_000_000, 1_000_000),
+    // The longest window and one cell more.
+    (306_000_000, 5_000_000),
+];
+
+/// One reading: the totals at `at`, reached by what happened after `since`.
+#[derive(Clone, Debug)]
+struct Point {
+    at: u64,
+    since: u64,
+    totals: Totals,
+    added: [Sparse; 2],
+}
+
+impl Point {
+    /// Takes in the point that follows; what happened in both is then known less finely.
+    fn absorb(&mut self, next: Self) {
+        self.at = next.at;
+        self.totals = next.totals;
+        for (mine, more) in self.added.iter_mut().zip(&next.added) {
+            mine.add(more);
+        }
+    }
+}
+
+/// What was added in a span of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Added {
+    /// The counters' growth
+    pub totals: Totals,
+    /// How much of the span has been seen, microseconds
+    pub covered: u64,
+}
+
+/// One pod's readings in one epoch.
+#[derive(Clone, Debug)]
+pub struct Series {
+    epoch: u64,
+    /// The time from which everything is known.
+    seen_from: u64,
+    /// The totals at and before the first point.
+    base: Totals,
+    tiers: [VecDeque<Point>; TIERS.len()],
+    latest: [Sparse; 2],
+    in_flight: u64,
+    last_at: u64,
+    last: Totals,
+}
+
+impl Series {
+    /// Starts with a pod whose earlier counts are not ours to judge: `sample` is where counting starts.
+    /// `seen_from` is the time from which it is known not to have changed until `at`.
+    pub fn from_reading(sample: &Sample, seen_from: u64, at: u64) -> Self {
+        let mut series = Self::empty(sample.epoch, seen_from);
+        series.base = Totals::new(&sample.counters);
+        series.last = series.base;
+        series.latest = [
+            sample.request_latency.clone(),
+            sample.runqueue_latency.clone(),
+        ];
+        series.in_flight = sample.counters.requests_in_flight;
+        series.last_at = at;
+        series
+    }
+
+    /// Starts with a pod that was not there at `since` and has done what `sample` says by `at`; before
+    /// `since` it is known to have done nothing, from `seen_from` on.
+    pub fn from_birth(sample: &Sample, seen_from: u64, since: u64, at: u64) -> Self {
+        let mut series = Self::empty(sample.epoch, seen_from);
+        series.last_at = since;
+        series.push(sample, since, at);
+        series
+    }
+
+    fn empty(epoch: u64, seen_from: u64) -> Self {
+        Self {
+            epoch,
+            seen_from,
+            base: Totals::default(),
+            tiers: Default::default(),
+            latest: Default::default(),
+            in_flight: 0,
+            last_at: seen_from,
+            last: Totals::default(),
+        }
+    }
+
+    /// The epoch of its counters.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// When its counters last changed.
+    pub fn last_at(&self) -> u64 {
+        self.last_at
+    }
+
+    /// The counters as last reported, and the requests in flight then.
+    pub fn last(&self) -> (Totals, u64) {
+        (self.last, self.in_flight)
+    }
+
+    /// Adds a reading of the same epoch taken at `at`; `since` is the reading of the node before, when
+    /// the pod still was as last reported. A reading that is not newer changes nothing.
+    pub fn push(&mut self, sample: &Sample, since: u64, at: u64) {
+        if at <= self.last_at {
+            return;
+        }
+        let mut totals = Totals::new(&sample.counters);
+        totals.set(Total::InFlightMicros, self.in_flight_until(at));
+        let totals = totals.max(&self.last);
+        let now = [&sample.request_latency, &sample.runqueue_latency];
+        let added = [0, 1].map(|i| now[i].since(&self.latest[i]));
+        for (latest, now) in self.latest.iter_mut().zip(now) {
+            latest.raise(now);
+        }
+        let since = since.clamp(self.last_at, at);
+        self.in_flight = sample.counters.requests_in_flight;
+        self.last_at = at;
+        self.last = totals;
+        self.keep(Point {
+            at,
+            since,
+            totals,
+            added,
+        });
+    }
+
+    /// Drops the readings, keeping only where counting stands: for pods that nobody knows.
+    pub fn forget_history(&mut self) {
+        self.base = self.last;
+        self.seen_from = self.last_at;
+        self.tiers = Default::default();
+    }
+
+    /// Roughly how many bytes it holds.
+    pub fn size(&self) -> usize {
+        let pairs = |s: &Sparse| s.pairs().len() * size_of::<(u16, u64)>();
+        size_of::<Self>()
+            + self.latest.iter().map(pairs).sum::<usize>()
+            + self
+                .points()
+                .map(|p| size_of::<Point>() + p.added.iter().map(pairs).sum::<usize>())
+                .sum::<usize>()
+    }
+
+    /// Requests in flight integrated up to `at`, the last reported number holding since then.
+    fn in_flight_until(&self, at: u64) -> u64 {
+        let since = at.saturating_sub(self.last_at);
+        self.last
+            .get(Total::InFlightMicros)
+            .saturating_add(self.in_flight.saturating_mul(since))
+    }
+
+    fn keep(&mut self, point: Point) {
+        let now = point.at;
+        let mut moving = VecDeque::from([point]);
+        for ((keep, cell), tier) in TIERS.into_iter().zip(&mut self.tiers) {
+            for point in moving.drain(..) {
+                match tier.back_mut() {
+                    Some(back) if back.at / cell == point.at / cell => back.absorb(point),
+                    _ => tier.push_back(point),
+                }
+            }
+            while let Some(old) = tier.pop_front_if(|p| p.at.saturating_add(keep) < now) {
+                moving.push_back(old);
+            }
+        }
+        if let Some(gone) = moving.pop_back() {
+            self.base = gone.totals;
+            self.seen_from = self.seen_from.max(gone.at);
+        }
+    }
+
+    /// Oldest first.
+    fn points(&self) -> impl Iterator<Item = &Point> {
+        self.tiers.iter().rev().flatten()
+    }
+
+    /// The totals at a time, linear inside the span in which a reading's events happened.
+    fn totals_at(&self, at: u64) -> Totals {
+        let mut before = (self.base, self.seen_from);
+        for tier in self.tiers.iter().rev() {
+            if tier.back().is_none_or(|p| p.at <= at) {
+                before = tier.back().map_or(before, |p| (p.totals, p.at));
+                continue;
+            }
+            let i = tier.partition_point(|p| p.at <= at);
+            if let Some(p) = i.checked_sub(1).and_then(|i| tier.get(i)) {
+                before = (p.totals, p.at);
+            }
+            let Some(next) = tier.get(i) else { break };
+            let mut totals = before.0;
+            if at > next.since {
+                totals = before
+                    .0
+                    .toward(&next.totals, at - next.since, next.at - next.since);
+            }
+            // In flight is a level, not events: it grows all the time between two readings.
+            let (from, to) = (before.1, next.at);
+            let level = before.0.toward(
+                &next.totals,
+                at.saturating_sub(from),
+                to.saturating_sub(from),
+            );
+            totals.set(Total::InFlightMicros, level.get(Total::InFlightMicros));
+            return totals;
+        }
+        let mut totals = before.0;
+        totals.set(Total::InFlightMicros, self.in_flight_until(at));
+        totals
+    }
+
+    /// What was added in `(end - window, end]`, as far as that has been seen; nothing before `not_before`.
+    pub fn added(&self, end: u64, window: u64, not_before: u64) -> Added {
+        let start = self.start(end, window, not_before);
+        Added {
+            totals: self.totals_at(end).since(&self.totals_at(start)),
+            covered: end.saturating_sub(start),
+        }
+    }
+
+    /// Merges the latencies of `(end - window, end]` into `into`, as far as that has been seen.
+    pub fn merge(
+        &self,
+        which: Distribution,
+        (end, window, not_before): (u64, u64, u64),
+        into: &mut Merged,
+    ) {
+        let start = self.start(end, window, not_before);
+        let which = match which {
+            Distribution::RequestLatency => 0,
+            Distribution::RunQueueLatency => 1,
+        };
+        // Newest first: short windows touch few points.
+        for point in self.tiers.iter().flat_map(|t| t.iter().rev()) {
+            if point.at <= start {
+                break;
+            }
+            if point.since >= end {
+                continue;
+            }
+            let (from, to) = (point.since.max(start), point.at.min(end));
+            into.add_share(&point.added[which], to - from, point.at - point.since);
+        }
+    }
+
+    fn start(&self, end: u64, window: u64, not_before: u64) -> u64 {
+        end.saturating_sub(window)
+            .max(self.seen_from)
+            .max(not_before)
+            .min(end)
+    }
+}
+
+#[cfg(test)]
+#[path = "series_tests.rs"]
+mod tests;

@@ -1,0 +1,188 @@
+use super::*;
+use ebpf_scaler_common::histogram::index;
+use proptest::prelude::*;
+
+const SECOND: u64 = 1_000_000;
+const TICK: u64 = 250_000;
+
+fn requests(n: u64) -> Sample {
+    Sample {
+        epoch: 1,
+        counters: Counters {
+            requests: n,
+            ..Counters::default()
+        },
+        ..Sample::default()
+    }
+}
+
+/// A pod with `rate` requests a tick, read each tick until `end`.
+fn steady(rate: u64, end: u64) -> Series {
+    let mut series = Series::from_reading(&requests(0), 0, 0);
+    for tick in 1..=end / TICK {
+        series.push(&requests(tick * rate), (tick - 1) * TICK, tick * TICK);
+    }
+    series
+}
+
+fn count(series: &Series, end: u64, window: u64) -> u64 {
+    series.added(end, window, 0).totals.get(Total::Requests)
+}
+
+#[test]
+fn a_steady_rate_reads_the_same_in_every_window() {
+    let series = steady(25, 400 * SECOND);
+    for window in [3, 10, 30, 60, 300] {
+        let added = series.added(400 * SECOND, window * SECOND, 0);
+        assert_eq!(added.covered, window * SECOND);
+        assert_eq!(
+            added.totals.get(Total::Requests),
+            100 * window,
+            "{window} s"
+        );
+    }
+}
+
+#[test]
+fn memory_stays_bounded_however_long_it_runs() {
+    let series = steady(1, 3600 * SECOND);
+    let points = series.points().count();
+    assert!(points <= 43 + 52 + 51, "{points} points");
+    // An agent that sends far too often gains nothing.
+    let mut series = Series::from_reading(&requests(0), 0, 0);
+    for i in 1..200_000u64 {
+        series.push(&requests(i), (i - 1) * 1000, i * 1000);
+    }
+    assert!(series.points().count() <= 60 + 52 + 51);
+    assert_eq!(count(&series, 199_999_000, 3 * SECOND), 3000);
+}
+
+#[test]
+fn an_idle_pod_is_a_true_zero_and_needs_no_readings() {
+    let mut series = steady(25, 20 * SECOND);
+    assert_eq!(count(&series, 50 * SECOND, 30 * SECOND), 0);
+    assert_eq!(count(&series, 40 * SECOND, 30 * SECOND), 1000);
+    series.push(&requests(2001), 100 * SECOND, 100 * SECOND + TICK);
+    assert_eq!(count(&series, 100 * SECOND + TICK, 3 * SECOND), 1);
+}
+
+#[test]
+fn a_gap_in_the_reports_spreads_its_events_and_never_jumps() {
+    let mut series = steady(25, 20 * SECOND);
+    // 20 s without a batch; the counters went on at 100/s.
+    series.push(&requests(4000), 20 * SECOND, 40 * SECOND);
+    assert_eq!(count(&series, 40 * SECOND, 3 * SECOND), 300);
+    assert_eq!(count(&series, 40 * SECOND, 30 * SECOND), 3000);
+}
+
+#[test]
+fn repeated_and_late_readings_change_nothing() {
+    let mut series = steady(25, 20 * SECOND);
+    let before = count(&series, 20 * SECOND, 10 * SECOND);
+    series.push(&requests(2000), 20 * SECOND - TICK, 20 * SECOND);
+    series.push(&requests(1500), 14 * SECOND, 15 * SECOND);
+    assert_eq!(count(&series, 20 * SECOND, 10 * SECOND), before);
+}
+
+#[test]
+fn a_newborn_did_nothing_before_it_was_there() {
+    // 500 requests in its first quarter second: they count once, spread over no more than the window.
+    let series = Series::from_birth(&requests(500), 0, 100 * SECOND, 100 * SECOND + TICK);
+    let added = series.added(100 * SECOND + TICK, 30 * SECOND, 0);
+    assert_eq!(added.totals.get(Total::Requests), 500);
+    assert_eq!(added.covered, 30 * SECOND);
+}
+
+#[test]
+fn what_was_counted_before_we_looked_is_not_counted() {
+    let mut series = Series::from_reading(&requests(1_000_000), 0, 10 * SECOND);
+    assert_eq!(count(&series, 10 * SECOND, 30 * SECOND), 0);
+    series.push(&requests(1_000_007), 10 * SECOND, 10 * SECOND + TICK);
+    assert_eq!(count(&series, 10 * SECOND + TICK, 30 * SECOND), 7);
+}
+
+#[test]
+fn in_flight_is_averaged_over_time_and_holds_between_readings() {
+    let flight = |n| Sample {
+        counters: Counters {
+            requests_in_flight: n,
+            ..Counters::default()
+        },
+        ..requests(0)
+    };
+    let mut series = Series::from_reading(&flight(0), 0, 0);
+    series.push(&flight(10), 10 * SECOND - TICK, 10 * SECOND);
+    series.push(&flight(0), 15 * SECOND - TICK, 15 * SECOND);
+    let average = |end: u64, window: u64| {
+        let added = series.added(end * SECOND, window * SECOND, 0);
+        added.totals.get(Total::InFlightMicros) as f64 / added.covered as f64
+    };
+    assert_eq!(average(20, 10), 5.0);
+    assert_eq!(average(14, 3), 10.0);
+    assert_eq!(average(30, 10), 0.0);
+}
+
+#[test]
+fn latencies_of_a_window_are_those_that_happened_in_it() {
+    let with = |n: u64, micros: &[(u64, u64)]| Sample {
+        request_latency: Sparse::from_pairs(micros.iter().map(|(m, c)| (index(*m) as u32, *c))).0,
+        ..requests(n)
+    };
+    let mut series = Series::from_reading(&with(0, &[]), 0, 0);
+    series.push(&with(100, &[(100, 100)]), SECOND, SECOND + TICK);
+    series.push(
+        &with(200, &[(100, 100), (90_000, 100)]),
+        20 * SECOND,
+        20 * SECOND + TICK,
+    );
+    let quantile = |window: u64| {
+        let mut merged = Merged::default();
+        let span = (21 * SECOND, window * SECOND, 0);
+        series.merge(Distribution::RequestLatency, span, &mut merged);
+        (merged.total(), merged.quantile(0.25))
+    };
+    let (events, q) = quantile(3);
+    assert_eq!(events, 100);
+    assert!(q.unwrap() > 80_000);
+    let (events, q) = quantile(30);
+    assert_eq!(events, 200);
+    assert!(q.unwrap() < 110);
+}
+
+proptest! {
+    /// Whatever is lost, late or repeated: the total over all that was seen is exact, no window is
+    /// negative, and no shorter window holds more than a longer one.
+    #[test]
+    fn lost_late_and_repeated_readings_never_change_a_total(
+        steps in prop::collection::vec((1u64..40, 0u64..100, 0u8..6), 1..200),
+    ) {
+        let mut series = Series::from_reading(&requests(0), 0, 0);
+        let (mut at, mut total, mut heard, mut kept) = (0u64, 0u64, 0u64, 0u64);
+        for (ticks, events, fate) in steps {
+            at += ticks * TICK;
+            total += events;
+            match fate {
+                0 => {} // lost
+                1 => { // repeated
+                    series.push(&requests(total), kept, at);
+                    series.push(&requests(total), kept, at);
+                    (heard, kept) = (total, at);
+                }
+                2 => series.push(&requests(heard / 2), kept.saturating_sub(TICK), kept), // late
+                _ => {
+                    series.push(&requests(total), kept, at);
+                    (heard, kept) = (total, at);
+                }
+            }
+            if at < 300 * SECOND {
+                prop_assert_eq!(count(&series, kept, 300 * SECOND), heard);
+            }
+            let mut shorter = 0;
+            for window in [3, 10, 30, 60, 300] {
+                let n = count(&series, kept, window * SECOND);
+                prop_assert!(n >= shorter && n <= heard, "{} {} {}", window, n, shorter);
+                shorter = n;
+            }
+        }
+    }
+}

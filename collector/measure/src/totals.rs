@@ -1,0 +1,117 @@
+//! The cumulative counters that are kept per pod and point in time, and their arithmetic. Never a rate.
+
+use ebpf_scaler_common::Counters;
+
+/// One of the kept counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Total {
+    /// Requests from outside the pod
+    Requests,
+    /// Responses 2xx
+    Responses2xx,
+    /// Responses 3xx
+    Responses3xx,
+    /// Responses 4xx
+    Responses4xx,
+    /// Responses 5xx
+    Responses5xx,
+    /// Requests that ended without a response
+    Aborted,
+    /// Microseconds that the answered requests took
+    LatencyMicros,
+    /// The integral of requests in flight over time, in request-microseconds
+    InFlightMicros,
+    /// Requests of kubelet probes
+    Probes,
+    /// L3 bytes received
+    ReceiveBytes,
+    /// L3 bytes sent
+    TransmitBytes,
+    /// Packets received
+    ReceivePackets,
+    /// Packets sent
+    TransmitPackets,
+    /// TCP connections opened
+    Opened,
+    /// TCP segments sent again
+    Retransmits,
+    /// Nanoseconds that runnable threads waited
+    WaitNanos,
+    /// Waits for a CPU
+    Waits,
+    /// Microseconds that the CPU limit held the pod back
+    ThrottledMicros,
+}
+
+const COUNT: usize = Total::ThrottledMicros as usize + 1;
+
+/// The kept counters at one time, or what was added between two times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals([u64; COUNT]);
+
+impl Totals {
+    /// From an agent's counters; the integral of requests in flight starts at zero.
+    pub fn new(c: &Counters) -> Self {
+        let mut totals = Self::default();
+        for (total, value) in [
+            (Total::Requests, c.requests),
+            (Total::Responses2xx, c.responses_2xx),
+            (Total::Responses3xx, c.responses_3xx),
+            (Total::Responses4xx, c.responses_4xx),
+            (Total::Responses5xx, c.responses_5xx),
+            (Total::Aborted, c.requests_aborted),
+            (Total::LatencyMicros, c.request_latency_sum_micros),
+            (Total::Probes, c.requests_probe),
+            (Total::ReceiveBytes, c.receive_bytes),
+            (Total::TransmitBytes, c.transmit_bytes),
+            (Total::ReceivePackets, c.receive_packets),
+            (Total::TransmitPackets, c.transmit_packets),
+            (Total::Opened, c.connections_opened),
+            (Total::Retransmits, c.tcp_retransmits),
+            (Total::WaitNanos, c.runqueue_wait_nanos),
+            (Total::Waits, c.runqueue_waits),
+            (Total::ThrottledMicros, c.cpu_throttled_micros),
+        ] {
+            totals.0[total as usize] = value;
+        }
+        totals
+    }
+
+    /// One counter's value.
+    pub const fn get(&self, total: Total) -> u64 {
+        self.0[total as usize]
+    }
+
+    /// Sets one counter.
+    pub const fn set(&mut self, total: Total, value: u64) {
+        self.0[total as usize] = value;
+    }
+
+    /// What was added since `earlier`; never negative.
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.combine(earlier, u64::saturating_sub)
+    }
+
+    /// The larger of each: the next state of counters, which a glitch can not lower.
+    pub fn max(&self, other: &Self) -> Self {
+        self.combine(other, u64::max)
+    }
+
+    /// The value `numerator / denominator` of the way from `self` to `later`.
+    pub fn toward(&self, later: &Self, numerator: u64, denominator: u64) -> Self {
+        let (n, d) = (u128::from(numerator), u128::from(denominator.max(1)));
+        self.combine(later, |a, b| {
+            let way = u128::from(b.saturating_sub(a)) * n / d;
+            a.saturating_add(u64::try_from(way).unwrap_or(u64::MAX))
+        })
+    }
+
+    fn combine(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        let mut out = *self;
+        for (a, b) in out.0.iter_mut().zip(other.0) {
+            *a = f(*a, b);
+        }
+        out
+    }
+}
