@@ -1,0 +1,263 @@
+//! Test clusters: `cargo xtask cluster up|down|status|kubeconfig`, and [`Cluster`] for other tasks.
+//! What a provider does lies in its own module.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+
+mod addons;
+mod cgroup;
+mod control_plane;
+mod journal;
+mod network;
+mod node;
+mod pki;
+mod process;
+mod sandbox;
+mod source;
+mod state;
+
+use state::{Lock, Record};
+pub use state::{Provider, cache};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Make a cluster, or find the one that is there, and wait until it is ready
+    Up(UpOptions),
+    /// Remove a cluster and everything it put on this machine, also after a crash
+    Down(Name),
+    /// Tell what runs and where
+    Status(Name),
+    /// Print the path of the cluster's kubeconfig
+    Kubeconfig(Name),
+}
+
+#[derive(clap::Args)]
+struct Name {
+    /// The cluster's name
+    #[arg(long, default_value = "dev")]
+    name: String,
+}
+
+/// What `up` makes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct UpOptions {
+    /// The cluster's name
+    #[arg(long, default_value = "dev")]
+    pub name: String,
+    /// How it is made
+    #[arg(long, value_enum, default_value = "auto")]
+    pub provider: Provider,
+    /// How many nodes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub nodes: u8,
+    /// Consent to the use of a cluster that is not ours (provider existing)
+    #[arg(long)]
+    pub yes: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Verb::Up(options) => {
+            let cluster = Cluster::up(&options)?;
+            println!("{}", cluster.kubeconfig().display());
+            Ok(())
+        }
+        Verb::Down(Name { name }) => Cluster::down(&name),
+        Verb::Status(Name { name }) => status(&name),
+        Verb::Kubeconfig(Name { name }) => {
+            println!("{}", Cluster::open(&name)?.kubeconfig().display());
+            Ok(())
+        }
+    }
+}
+
+/// A cluster that is up.
+pub struct Cluster {
+    record: Record,
+}
+
+impl Cluster {
+    /// Makes a cluster, or returns the one of that name if it is whole.
+    pub fn up(options: &UpOptions) -> anyhow::Result<Self> {
+        state::check_name(&options.name)?;
+        let _lock = Lock::take(&options.name)?;
+        let progress = Progress::new(&format!("cluster {}", options.name));
+        if let Some(record) = Record::load(&options.name)? {
+            let cluster = Self { record };
+            if cluster.is_healthy() {
+                if cluster.record.nodes != options.nodes {
+                    bail!(
+                        "cluster {} has {} nodes; take it down first",
+                        options.name,
+                        cluster.record.nodes
+                    );
+                }
+                progress.say("is up already");
+                return Ok(cluster);
+            }
+            progress.say("is broken or half made: it is made anew");
+            cluster.remove()?;
+        }
+        let provider = match options.provider {
+            Provider::Auto => choose()?,
+            given => given,
+        };
+        let cluster = match provider {
+            Provider::Source | Provider::Auto => {
+                source::up(&options.name, options.nodes, &progress)?
+            }
+            Provider::Kind | Provider::Existing => bail!("in work"),
+        };
+        progress.say("is up");
+        Ok(cluster)
+    }
+
+    /// The cluster of that name; an error if `up` has not made it.
+    pub fn open(name: &str) -> anyhow::Result<Self> {
+        state::check_name(name)?;
+        match Record::load(name)? {
+            Some(record) if record.ready => Ok(Self { record }),
+            Some(_) => {
+                bail!("cluster {name} is half made: run `cargo xtask cluster up --name {name}`")
+            }
+            None => bail!("there is no cluster {name}: run `cargo xtask cluster up --name {name}`"),
+        }
+    }
+
+    /// Removes a cluster and everything it made. One that is not there is no error.
+    pub fn down(name: &str) -> anyhow::Result<()> {
+        state::check_name(name)?;
+        let _lock = Lock::take(name)?;
+        match Record::load(name) {
+            Ok(Some(record)) => {
+                let progress = Progress::new(&format!("cluster {name}"));
+                Self { record }.remove()?;
+                progress.say("is down");
+            }
+            Ok(None) => println!("there is no cluster {name}"),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn remove(&self) -> anyhow::Result<()> {
+        self.record.journal().undo()?;
+        state::remove_folder(&self.record.folder())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    /// The path of its kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.record.kubeconfig
+    }
+
+    /// The names of its nodes.
+    pub fn nodes(&self) -> Vec<String> {
+        (1..=self.record.nodes)
+            .map(|index| format!("{}-{index}", self.record.name))
+            .collect()
+    }
+
+    /// A `kubectl` that talks to it.
+    pub fn kubectl(&self) -> Command {
+        let ours = cache().join("kubernetes/bin/kubectl");
+        let program = if ours.exists() {
+            ours
+        } else {
+            PathBuf::from("kubectl")
+        };
+        let mut command = Command::new(program);
+        command.arg("--kubeconfig").arg(self.kubeconfig());
+        command
+    }
+
+    /// Puts an image archive onto every node.
+    pub fn load_image(&self, archive: &Path) -> anyhow::Result<()> {
+        for node in self.nodes() {
+            source::import(source::sandbox(&self.record, &node)?, archive)
+                .with_context(|| format!("cannot load {} onto {node}", archive.display()))?;
+        }
+        Ok(())
+    }
+
+    fn is_healthy(&self) -> bool {
+        let answers = || process::output(self.kubectl().args(["get", "--raw=/readyz"])).is_ok();
+        match self.record.provider {
+            Provider::Source => self.record.ready && source::is_whole(&self.record) && answers(),
+            _ => self.record.ready && answers(),
+        }
+    }
+}
+
+/// What is best here.
+fn choose() -> anyhow::Result<Provider> {
+    if cfg!(target_os = "linux") && crate::steps::is_root() {
+        return Ok(Provider::Source);
+    }
+    bail!(
+        "no way to make a cluster here: start docker (then kind makes it) or be root on Linux \
+         (then it is built from source)"
+    )
+}
+
+fn status(name: &str) -> anyhow::Result<()> {
+    state::check_name(name)?;
+    let Some(record) = Record::load(name)? else {
+        bail!("there is no cluster {name}");
+    };
+    let cluster = Cluster { record };
+    let health = if cluster.is_healthy() { "up" } else { "broken" };
+    println!(
+        "cluster {name}: {health}, provider {:?}",
+        cluster.record.provider
+    );
+    println!("kubeconfig {}", cluster.kubeconfig().display());
+    for (what, process) in cluster.record.journal().processes() {
+        let state = if process.is_running() {
+            "running"
+        } else {
+            "ENDED"
+        };
+        println!("  {state}  {:>8}  {what}", process.pid);
+    }
+    Ok(())
+}
+
+/// Lines that tell how far something is, with the time since its start.
+pub struct Progress {
+    title: String,
+    begun: Instant,
+}
+
+impl Progress {
+    pub fn new(title: &str) -> Self {
+        Self {
+            title: title.to_owned(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// On standard error: standard output is for results such as the kubeconfig's path.
+    pub fn say(&self, what: &str) {
+        eprintln!(
+            "[{:5.1} s] {}: {what}",
+            self.begun.elapsed().as_secs_f64(),
+            self.title
+        );
+    }
+}
