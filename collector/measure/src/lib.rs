@@ -1,11 +1,20 @@
 //! Pure: cumulative counters in; windows, rates, quantiles and coverage out. Nothing here knows a
 //! clock, a socket or Kubernetes: time and facts are arguments.
 
+pub mod answer;
+pub mod index;
 pub mod metric;
+pub mod node;
 pub mod quantile;
 pub mod query;
 pub mod selector;
 pub mod series;
+pub mod state;
+pub mod time;
 pub mod totals;
 
+pub use answer::{Answer, AnswerError, PodValue, WindowValue};
 pub use metric::{Aggregation, Distribution, Family, Metric, Unit, Window};
+pub use query::{Query, QueryError};
+pub use state::State;
+pub use time::Time;

@@ -164,7 +164,7 @@ impl Series {
 
     /// Roughly how many bytes it holds.
     pub fn size(&self) -> usize {
-        let pairs = |s: &Sparse| s.pairs().len() * size_of::<(u16, u64)>();
+        let pairs = |s: &Sparse| size_of_val(s.pairs());
         size_of::<Self>()
             + self.latest.iter().map(pairs).sum::<usize>()
             + self

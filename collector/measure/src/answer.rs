@@ -1,0 +1,466 @@
+//! From a query to its answer, by the rules of truth: missing is not zero and is never guessed. Says for
+//! every answer how much of what was asked about is covered, and refuses when that is too little.
+
+use std::collections::BTreeSet;
+
+use crate::index::{Phase, Pod};
+use crate::metric::{Aggregation, Metric, Window};
+use crate::node::{Log, STAND_IN, Source, Tracked};
+use crate::quantile::Merged;
+use crate::query::Query;
+use crate::series::Added;
+use crate::state::State;
+use crate::time::Time;
+use crate::totals::Total;
+
+/// A metric's value over one window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WindowValue {
+    /// The window
+    pub window: Window,
+    /// In the metric's unit. A quantile without events is 0: nobody waited, and `events` says so.
+    pub value: f64,
+    /// Events behind the value, for its significance: requests, waits, packets
+    pub events: u64,
+    /// How much of the window was seen, on average over the pods
+    pub covered_seconds: f64,
+}
+
+/// One pod's own values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodValue {
+    /// The pod's name
+    pub pod: String,
+    /// Its node
+    pub node: String,
+    /// One value a window
+    pub windows: Vec<WindowValue>,
+}
+
+/// What a query gets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// One value for each window asked for
+    pub windows: Vec<WindowValue>,
+    /// Pods that have to be measured: running on their node for 2 s, not being deleted
+    pub expected: usize,
+    /// Those that a live agent sees
+    pub covered: usize,
+    /// Those of silent nodes whose last known values are in the answer
+    pub estimated: usize,
+    /// Nodes whose agent is not heard
+    pub silent_nodes: Vec<String>,
+    /// When the least recent of the reports behind it came
+    pub sampled: Time,
+    /// Each pod's own values, if the query asked for them
+    pub pods: Vec<PodValue>,
+}
+
+impl Answer {
+    /// Share of the expected pods that live agents cover, 0 to 1.
+    pub fn coverage(&self) -> f64 {
+        self.covered as f64 / self.expected.max(1) as f64
+    }
+}
+
+/// Why there is no answer. Each is better than a number that is not true.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// The metric has a name, but agents of this version do not measure it.
+    #[error("{0} is not measured by this version")]
+    NotMeasured(Metric),
+    /// Nothing to measure: a sum over no pods is not 0 requests/s, it is no measurement.
+    #[error("no pod to measure in namespace {namespace} for {selector:?}: {matched} match, {why}")]
+    NoPods {
+        /// The namespace
+        namespace: String,
+        /// The selector, in one form
+        selector: String,
+        /// Pods that match but are not expected
+        matched: usize,
+        /// What they are instead
+        why: String,
+    },
+    /// Too much is missing for too long.
+    #[error("{metric} is known of {covered} of {expected} pods only: {why}")]
+    Missing {
+        /// The metric
+        metric: Metric,
+        /// Pods that live agents cover
+        covered: usize,
+        /// Pods that should be
+        expected: usize,
+        /// Nodes whose agents are silent
+        silent_nodes: Vec<String>,
+        /// Which nodes or pods, and why, for people
+        why: String,
+    },
+}
+
+impl AnswerError {
+    /// The HTTP status that fits. None of them makes client-go retry by itself, and an HPA holds on each.
+    pub const fn code(&self) -> u16 {
+        match self {
+            Self::NotMeasured(_) | Self::NoPods { .. } => 404,
+            Self::Missing { .. } => 503,
+        }
+    }
+
+    /// The case as one word, for machines.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::NotMeasured(_) => "NotMeasured",
+            Self::NoPods { .. } => "NoPods",
+            Self::Missing { .. } => "MissingPods",
+        }
+    }
+}
+
+/// One window's sums over pods.
+#[derive(Debug, Default)]
+struct Sum {
+    value: f64,
+    events: u64,
+    covered: f64,
+    merged: Option<Merged>,
+}
+
+impl Sum {
+    /// Adds what a pod did in the window that ends at `end` by its node's clock; nothing before `not_before`.
+    fn absorb(
+        &mut self,
+        metric: Metric,
+        tracked: &Tracked,
+        window: Window,
+        (end, not_before): (u64, u64),
+    ) -> f64 {
+        let series = &tracked.series;
+        let Added { totals, covered } = series.added(end, window.micros(), not_before);
+        if let Aggregation::Quantile(which, _) = metric.aggregation() {
+            let merged = self.merged.get_or_insert_default();
+            series.merge(which, (end, window.micros(), not_before), merged);
+        }
+        let (amount, events) = amount_and_events(metric, |total| totals.get(total));
+        self.events += events;
+        let seconds = covered as f64 / 1e6;
+        if covered > 0 {
+            self.value += amount / seconds;
+        }
+        seconds
+    }
+
+    /// `pods` are those whose values are in it.
+    fn close(&self, metric: Metric, window: Window, pods: usize) -> WindowValue {
+        let (value, events) = match (metric.aggregation(), &self.merged) {
+            (Aggregation::Quantile(_, q), Some(merged)) => {
+                (merged.quantile(q).unwrap_or(0) as f64, merged.total())
+            }
+            (Aggregation::MeanRatio, _) => (self.value / pods.max(1) as f64, self.events),
+            _ => (self.value, self.events),
+        };
+        WindowValue {
+            window,
+            value,
+            events,
+            covered_seconds: self.covered / pods.max(1) as f64,
+        }
+    }
+}
+
+/// What a metric counts, per second of which it is the value, and how many events that was.
+fn amount_and_events(metric: Metric, get: impl Fn(Total) -> u64) -> (f64, u64) {
+    use Metric as M;
+    let packets = || get(Total::ReceivePackets) + get(Total::TransmitPackets);
+    let (amount, events) = match metric {
+        M::RequestsPerSecond => (get(Total::Requests) as f64, get(Total::Requests)),
+        M::RequestsInFlight => (
+            get(Total::InFlightMicros) as f64 / 1e6,
+            get(Total::Requests),
+        ),
+        M::RequestErrorsPerSecond => {
+            let errors = get(Total::Responses5xx) + get(Total::Aborted);
+            (errors as f64, errors)
+        }
+        M::RunQueueWaitingThreads => (get(Total::WaitNanos) as f64 / 1e9, get(Total::Waits)),
+        M::CpuThrottledRatio => (get(Total::ThrottledMicros) as f64 / 1e6, get(Total::Waits)),
+        M::NetworkReceiveBytesPerSecond => {
+            (get(Total::ReceiveBytes) as f64, get(Total::ReceivePackets))
+        }
+        M::NetworkTransmitBytesPerSecond => (
+            get(Total::TransmitBytes) as f64,
+            get(Total::TransmitPackets),
+        ),
+        M::NetworkBytesPerSecond => {
+            let bytes = get(Total::ReceiveBytes) as f64 + get(Total::TransmitBytes) as f64;
+            (bytes, packets())
+        }
+        M::NetworkPacketsPerSecond => (packets() as f64, packets()),
+        M::TcpRetransmitsPerSecond => (get(Total::Retransmits) as f64, get(Total::Retransmits)),
+        M::ConnectionsPerSecond => (get(Total::Opened) as f64, get(Total::Opened)),
+        M::RequestLatencyP50 | M::RequestLatencyP90 | M::RequestLatencyP99 => {
+            (0.0, get(Total::Requests))
+        }
+        M::RunQueueLatencyP50 | M::RunQueueLatencyP90 | M::RunQueueLatencyP99 => {
+            (0.0, get(Total::Waits))
+        }
+        M::TcpRttP50 => (0.0, 0),
+    };
+    (amount, events)
+}
+
+/// Everything that adding up the pods has found.
+struct Tally<'a> {
+    metric: Metric,
+    windows: &'a [Window],
+    sums: Vec<Sum>,
+    expected: usize,
+    covered: usize,
+    estimated: usize,
+    silent: BTreeSet<String>,
+    why: BTreeSet<String>,
+    overdue: bool,
+    sampled: Option<Time>,
+    pods: Vec<PodValue>,
+}
+
+impl State {
+    /// Answers a query about the pods of a namespace at `now`, over each of `windows`.
+    ///
+    /// - Expected is a pod that is seen running for 2 s, bound to a node, and not being deleted.
+    /// - A live agent that sees the pod covers it; without events that is a true zero.
+    /// - Pods of a silent node contribute their last known values for 15 s, which the answer declares;
+    ///   a pod that no agent has seen contributes nothing for as long, which lowers the coverage.
+    ///   After that, or below half coverage, there is no answer.
+    /// - Pods that have gone, or are just starting or ending, count with what they did in the window,
+    ///   so that a rolling update or a step of replicas never changes the sum.
+    pub fn answer(
+        &self,
+        namespace: &str,
+        metric: Metric,
+        query: &Query,
+        windows: &[Window],
+        now: Time,
+    ) -> Result<Answer, AnswerError> {
+        if metric.aggregation() == Aggregation::NotMeasured {
+            return Err(AnswerError::NotMeasured(metric));
+        }
+        let mut tally = Tally {
+            metric,
+            windows,
+            sums: windows.iter().map(|_| Sum::default()).collect(),
+            expected: 0,
+            covered: 0,
+            estimated: 0,
+            silent: BTreeSet::new(),
+            why: BTreeSet::new(),
+            overdue: false,
+            sampled: None,
+            pods: Vec::new(),
+        };
+        let mut others = Others::default();
+        for pod in self.index.matching(namespace, &query.selector) {
+            match pod.expected_since(now) {
+                Some(since) => self.add_expected(pod, since, query.by_pod, &mut tally, now),
+                None => {
+                    others.count(pod);
+                    self.add_other(pod, &mut tally, now);
+                }
+            }
+        }
+        if tally.expected == 0 {
+            return Err(AnswerError::NoPods {
+                namespace: namespace.to_owned(),
+                selector: query.selector.to_string(),
+                matched: others.matched,
+                why: others.to_string(),
+            });
+        }
+        tally.close(now)
+    }
+
+    fn add_expected(&self, pod: &Pod, since: Time, by_pod: bool, tally: &mut Tally<'_>, now: Time) {
+        tally.expected += 1;
+        let name = pod.facts.node.as_deref().unwrap_or_default();
+        let family = tally.metric.family();
+        let node = self.node(name);
+        let (log, live) = match node.map_or(Source::Nothing, |n| n.source(now)) {
+            Source::Live(log) => (Some(log), true),
+            Source::LastKnown(log) => (Some(log), false),
+            Source::Nothing => (None, false),
+        };
+        if !live {
+            tally.silent.insert(name.to_owned());
+            tally
+                .why
+                .insert(match node.and_then(|n| n.log()?.arrived()) {
+                    Some(t) => format!("node {name} is silent for {} s", now.since(t) / 1_000_000),
+                    None => format!("no agent reports from node {name}"),
+                });
+        }
+        let found = log.and_then(|log| {
+            let not_before = log.measures_since(family)?;
+            Some((log, not_before, log.pod(pod.cgroup_uid())?))
+        });
+        let Some((log, not_before, tracked)) = found else {
+            if let Some(log) = log.filter(|_| live) {
+                let name = pod.facts.node.as_deref().unwrap_or_default();
+                tally
+                    .why
+                    .insert(unseen(log, tally.metric, name, &pod.facts.name));
+            }
+            tally.overdue |= now.since(since) > STAND_IN;
+            return;
+        };
+        // A family that has just been switched on has seen too little yet.
+        if live && log.last().saturating_sub(not_before) < crate::node::MIN_SEEN {
+            tally
+                .why
+                .insert(format!("node {name} has just begun to measure {family}"));
+            tally.overdue |= now.since(since) > STAND_IN;
+            return;
+        }
+        if live {
+            tally.covered += 1;
+        } else {
+            tally.estimated += 1;
+        }
+        if let Some(t) = log.arrived() {
+            tally.sampled = Some(tally.sampled.map_or(t, |s| s.min(t)));
+        }
+        tally.add(tracked, (log.last(), not_before));
+        if by_pod {
+            tally.pods.push(PodValue {
+                pod: pod.facts.name.clone(),
+                node: name.to_owned(),
+                windows: tally.own(tracked, (log.last(), not_before)),
+            });
+        }
+    }
+
+    /// A pod that has gone, or is starting or ending: what it did in the window counts, nothing is missed.
+    fn add_other(&self, pod: &Pod, tally: &mut Tally<'_>, now: Time) {
+        // A mean is over the pods that are there.
+        if tally.metric.aggregation() == Aggregation::MeanRatio {
+            return;
+        }
+        let name = pod.facts.node.as_deref().unwrap_or_default();
+        let Some(log) = self.node(name).and_then(|n| n.log()) else {
+            return;
+        };
+        let (Some(not_before), Some(tracked), Some(arrived)) = (
+            log.measures_since(tally.metric.family()),
+            log.pod(pod.cgroup_uid()),
+            log.arrived(),
+        ) else {
+            return;
+        };
+        // Nothing more comes from it where its node is silent, so its part leaves the window as time goes.
+        let silent = now.since(arrived);
+        let ahead = if silent > crate::node::LIVE {
+            silent
+        } else {
+            0
+        };
+        let end = log.last().saturating_add(ahead);
+        for (window, sum) in tally.windows.iter().zip(&mut tally.sums) {
+            sum.absorb(tally.metric, tracked, *window, (end, not_before));
+        }
+    }
+}
+
+/// Why a live agent has no value for a pod.
+fn unseen(log: &Log, metric: Metric, node: &str, pod: &str) -> String {
+    let family = metric.family();
+    match (log.degraded(family), log.measures_since(family)) {
+        (Some(reason), _) => format!("node {node} can not measure {family}: {reason}"),
+        (None, None) => format!("node {node} does not measure {family} yet; it has been asked to"),
+        (None, Some(_)) => format!("the agent of node {node} does not see pod {pod}"),
+    }
+}
+
+impl Tally<'_> {
+    /// Adds a pod that is expected.
+    fn add(&mut self, tracked: &Tracked, span: (u64, u64)) {
+        for (window, sum) in self.windows.iter().zip(&mut self.sums) {
+            sum.covered += sum.absorb(self.metric, tracked, *window, span);
+        }
+    }
+
+    /// A pod's own values.
+    fn own(&self, tracked: &Tracked, span: (u64, u64)) -> Vec<WindowValue> {
+        let values = self.windows.iter().map(|window| {
+            let mut sum = Sum::default();
+            sum.covered = sum.absorb(self.metric, tracked, *window, span);
+            sum.close(self.metric, *window, 1)
+        });
+        values.collect()
+    }
+
+    fn close(self, now: Time) -> Result<Answer, AnswerError> {
+        let missing = self.expected - self.covered - self.estimated;
+        let too_few = self.covered * 2 < self.expected;
+        if too_few || (missing > 0 && self.overdue) {
+            let why: Vec<_> = self.why.into_iter().take(10).collect();
+            return Err(AnswerError::Missing {
+                metric: self.metric,
+                covered: self.covered,
+                expected: self.expected,
+                silent_nodes: self.silent.into_iter().collect(),
+                why: why.join("; "),
+            });
+        }
+        let known = self.covered + self.estimated;
+        Ok(Answer {
+            windows: self
+                .windows
+                .iter()
+                .zip(&self.sums)
+                .map(|(window, sum)| sum.close(self.metric, *window, known))
+                .collect(),
+            expected: self.expected,
+            covered: self.covered,
+            estimated: self.estimated,
+            silent_nodes: self.silent.into_iter().collect(),
+            sampled: self.sampled.unwrap_or(now),
+            pods: self.pods,
+        })
+    }
+}
+
+/// Pods that match but are not expected, by what they are instead.
+#[derive(Default)]
+struct Others {
+    matched: usize,
+    pending: usize,
+    settling: usize,
+    ending: usize,
+}
+
+impl Others {
+    fn count(&mut self, pod: &Pod) {
+        if pod.gone.is_some() {
+            return;
+        }
+        self.matched += 1;
+        match pod.facts.phase {
+            Phase::Running if pod.facts.deleting => self.ending += 1,
+            Phase::Running => self.settling += 1,
+            Phase::Pending | Phase::Unknown => self.pending += 1,
+            Phase::Succeeded | Phase::Failed => self.ending += 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Others {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} pending, {} running for less than 2 s, {} ended or ending",
+            self.pending, self.settling, self.ending
+        )
+    }
+}
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;

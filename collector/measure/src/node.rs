@@ -1,0 +1,298 @@
+//! What one node's agent has reported: which pods it sees, since when, and whether it is still heard.
+//! Each run of the agent has a log of its own, so that no window mixes epochs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::metric::Family;
+use crate::series::{Sample, Series};
+use crate::time::Time;
+
+/// An agent that has not been heard for longer is silent. Agents report every 250 ms.
+pub const LIVE: u64 = 1_500_000;
+/// A silent agent's last values stand in for this long, and a pod may stay unseen for this long.
+pub const STAND_IN: u64 = 15_000_000;
+/// A log covers its pods once it is this long: rates over less are noise.
+pub const MIN_SEEN: u64 = 1_000_000;
+/// More pods are refused: a kubelet runs some hundreds at most.
+pub const MAX_PODS: usize = 4096;
+
+/// How an agent introduces itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// Differs for each run of the agent
+    pub agent_epoch: u64,
+    /// What can not be measured on the node, with the reason
+    pub degraded: BTreeMap<Family, String>,
+}
+
+/// One report of an agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// A checkpoint of the past
+    pub replay: bool,
+    /// The node's monotonic clock at the reading, microseconds
+    pub at: u64,
+    /// Pods that changed or are new; the first batch of a log has all
+    pub samples: Vec<(Arc<str>, Sample)>,
+    /// Pods whose cgroup is gone
+    pub gone: Vec<Arc<str>>,
+    /// What is measured now
+    pub families: Vec<Family>,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Samples taken in
+    pub accepted: usize,
+    /// Samples of pods that run on other nodes
+    pub foreign: usize,
+    /// Samples beyond [`MAX_PODS`]
+    pub overflow: usize,
+    /// Not newer than what is known, so nothing was taken from it
+    pub late: bool,
+}
+
+/// A pod as the agent sees it.
+#[derive(Clone, Debug)]
+pub struct Tracked {
+    /// Its counters over time
+    pub series: Series,
+    /// When it was first reported here
+    pub first_seen: Time,
+    /// When the agent said that its cgroup is gone
+    pub gone: Option<Time>,
+}
+
+/// The reports of one run of an agent.
+#[derive(Clone, Debug)]
+pub struct Log {
+    agent_epoch: u64,
+    degraded: BTreeMap<Family, String>,
+    begun: bool,
+    first: u64,
+    last: u64,
+    arrived: Option<Time>,
+    /// Whether the first current batch, which has every pod, was taken in.
+    loaded: bool,
+    since: BTreeMap<Family, u64>,
+    pods: HashMap<Arc<str>, Tracked>,
+}
+
+impl Log {
+    fn new(hello: &Hello) -> Self {
+        Self {
+            agent_epoch: hello.agent_epoch,
+            degraded: hello.degraded.clone(),
+            begun: false,
+            first: 0,
+            last: 0,
+            arrived: None,
+            loaded: false,
+            since: BTreeMap::new(),
+            pods: HashMap::new(),
+        }
+    }
+
+    /// The node's clock at the latest reading.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// When the latest current batch came.
+    pub fn arrived(&self) -> Option<Time> {
+        self.arrived
+    }
+
+    /// The node's clock when `family` was switched on, if it is on.
+    pub fn measures_since(&self, family: Family) -> Option<u64> {
+        self.since.get(&family).copied()
+    }
+
+    /// Why `family` can not be measured on this node, if the agent said so.
+    pub fn degraded(&self, family: Family) -> Option<&str> {
+        self.degraded.get(&family).map(String::as_str)
+    }
+
+    /// The pod of this UID, if the agent sees it.
+    pub fn pod(&self, uid: &str) -> Option<&Tracked> {
+        self.pods.get(uid)
+    }
+
+    /// How many pods the agent sees or saw.
+    pub fn pods(&self) -> usize {
+        self.pods.len()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.loaded && self.last - self.first >= MIN_SEEN
+    }
+
+    fn receive(&mut self, batch: Batch, foreign: impl Fn(&str) -> bool, now: Time) -> Received {
+        let mut received = Received::default();
+        if self.begun && batch.at <= self.last {
+            received.late = true;
+            return received;
+        }
+        if !self.begun {
+            (self.begun, self.first, self.last) = (true, batch.at, batch.at);
+        }
+        let before = self.last;
+        self.since.retain(|f, _| batch.families.contains(f));
+        for family in batch.families {
+            self.since.entry(family).or_insert(batch.at);
+        }
+        for (uid, sample) in batch.samples {
+            if foreign(&uid) {
+                received.foreign += 1;
+            } else if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&uid) {
+                received.overflow += 1;
+            } else {
+                self.take(uid, &sample, (before, batch.at), now);
+                received.accepted += 1;
+            }
+        }
+        for uid in batch.gone {
+            if let Some(tracked) = self.pods.get_mut(&uid) {
+                tracked.gone.get_or_insert(now);
+            }
+        }
+        self.last = batch.at;
+        if !batch.replay {
+            self.arrived = Some(now);
+            self.loaded = true;
+        }
+        received
+    }
+
+    fn take(&mut self, uid: Arc<str>, sample: &Sample, (before, at): (u64, u64), now: Time) {
+        if let Some(tracked) = self.pods.get_mut(&uid) {
+            tracked.gone = None;
+            if tracked.series.epoch() == sample.epoch {
+                tracked.series.push(sample, before, at);
+            } else {
+                // Counting began anew after the batch before; what was before that is another epoch.
+                tracked.series = Series::from_birth(sample, before, before, at);
+            }
+            return;
+        }
+        // After the first full batch a pod that appears is new: all it has done, it did since the batch
+        // before. Until then a pod may just not have been told yet, and its past is not ours to count.
+        let series = if self.loaded {
+            Series::from_birth(sample, self.first, before, at)
+        } else {
+            Series::from_reading(sample, self.first, at)
+        };
+        let tracked = Tracked {
+            series,
+            first_seen: now,
+            gone: None,
+        };
+        self.pods.insert(uid, tracked);
+    }
+}
+
+/// Where a node's values come from now.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// The agent is heard
+    Live(&'a Log),
+    /// The agent is silent or has just begun; these are its last values
+    LastKnown(&'a Log),
+    /// Silent for too long, or never heard
+    Nothing,
+}
+
+/// One node: its agent's present run, and the one before while the present one is too short.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    current: Option<Log>,
+    previous: Option<Log>,
+}
+
+impl Node {
+    /// An agent connects: again in the same run, or in a new one.
+    pub fn hello(&mut self, hello: &Hello) {
+        match &mut self.current {
+            Some(log) if log.agent_epoch == hello.agent_epoch => {
+                log.degraded.clone_from(&hello.degraded);
+            }
+            current => {
+                let old = current.replace(Log::new(hello));
+                // A run that never became ready does not push out the last one that was.
+                if let Some(old) = old.filter(Log::is_ready) {
+                    self.previous = Some(old);
+                }
+            }
+        }
+    }
+
+    /// Takes in a batch of the agent's run `agent_epoch`; `foreign` tells pods known on other nodes.
+    pub fn receive(
+        &mut self,
+        agent_epoch: u64,
+        batch: Batch,
+        foreign: impl Fn(&str) -> bool,
+        now: Time,
+    ) -> Received {
+        match &mut self.current {
+            Some(log) if log.agent_epoch == agent_epoch => {
+                let received = log.receive(batch, foreign, now);
+                if log.is_ready() {
+                    self.previous = None;
+                }
+                received
+            }
+            _ => Received {
+                late: true,
+                ..Received::default()
+            },
+        }
+    }
+
+    /// Whether the agent has been heard within [`LIVE`].
+    pub fn is_live(&self, now: Time) -> bool {
+        self.log()
+            .and_then(Log::arrived)
+            .is_some_and(|t| now.since(t) <= LIVE)
+    }
+
+    /// The present run's log.
+    pub fn log(&self) -> Option<&Log> {
+        self.current.as_ref()
+    }
+
+    /// Where values come from at `now`.
+    pub fn source(&self, now: Time) -> Source<'_> {
+        let ready = self.current.as_ref().filter(|log| log.is_ready());
+        let Some(log) = ready.or(self.previous.as_ref()) else {
+            return Source::Nothing;
+        };
+        match log.arrived.map(|t| now.since(t)) {
+            Some(age) if age <= LIVE && ready.is_some() => Source::Live(log),
+            Some(age) if age <= STAND_IN => Source::LastKnown(log),
+            _ => Source::Nothing,
+        }
+    }
+
+    /// Lets go of what no window needs: `keep` says of each pod whether its history still counts, or
+    /// `None` if nobody knows the pod. Returns whether anything is left of the node.
+    pub fn sweep(&mut self, keep: impl Fn(&str, &Tracked) -> Option<bool>, now: Time) -> bool {
+        let recent = |log: &Log, span: u64| log.arrived.is_some_and(|t| now.since(t) <= span);
+        self.previous.take_if(|log| !recent(log, STAND_IN));
+        let Some(log) = &mut self.current else {
+            return self.previous.is_some();
+        };
+        log.pods.retain(|uid, tracked| match keep(uid, tracked) {
+            Some(kept) => kept,
+            None => {
+                // Its last counters stay: known later, it must not count its whole past at once.
+                tracked.series.forget_history();
+                tracked.gone.is_none()
+            }
+        });
+        // A node that has gone is forgotten; one whose stream is only being opened has not arrived yet.
+        log.arrived.is_none() || recent(log, 600_000_000)
+    }
+}

@@ -1,0 +1,77 @@
+//! Everything a replica knows: the pod index and what each node's agent reports. Events go in with their
+//! time, answers come out (see `answer`); it does nothing by itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::index::Index;
+use crate::node::{Batch, Hello, Node, Received};
+use crate::time::Time;
+
+/// A UID that no pod is known to have is held this long with its history, then only with where it stands.
+const HOLD_UNKNOWN: u64 = 10_000_000;
+
+/// A replica's knowledge.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Pods and owners
+    pub index: Index,
+    nodes: HashMap<Arc<str>, Node>,
+}
+
+impl State {
+    /// What is known of a node's agent.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// Every node that has ever reported, until it is forgotten.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name.as_ref(), node))
+    }
+
+    /// The agent of `node` has connected.
+    pub fn hello(&mut self, node: &str, hello: &Hello) {
+        self.nodes.entry(node.into()).or_default().hello(hello);
+    }
+
+    /// The agent's run `agent_epoch` on `node` has reported. Samples of pods that the index knows on another
+    /// node are refused; those of unknown pods are kept, for the watch may be behind.
+    pub fn report(&mut self, node: &str, agent_epoch: u64, batch: Batch, now: Time) -> Received {
+        let index = &self.index;
+        let elsewhere = |uid: &str| {
+            let pod = index.by_cgroup_uid(uid);
+            pod.is_some_and(|p| p.facts.node.as_deref().is_some_and(|n| n != node))
+        };
+        match self.nodes.get_mut(node) {
+            Some(known) => known.receive(agent_epoch, batch, elsewhere, now),
+            None => Received {
+                late: true,
+                ..Received::default()
+            },
+        }
+    }
+
+    /// How many of the nodes that run pods have a live agent, and how many there are.
+    pub fn connected(&self, now: Time) -> (usize, usize) {
+        let nodes = self.index.nodes();
+        let live = |n: &&Arc<str>| self.node(n).is_some_and(|node| node.is_live(now));
+        (nodes.iter().filter(live).count(), nodes.len())
+    }
+
+    /// Forgets what no window needs any more. Call it every few seconds.
+    pub fn sweep(&mut self, now: Time) {
+        self.index.sweep(now);
+        let index = &self.index;
+        self.nodes.retain(|_, node| {
+            node.sweep(
+                |uid, tracked| match index.by_cgroup_uid(uid) {
+                    Some(_) => Some(true),
+                    None if now.since(tracked.first_seen) <= HOLD_UNKNOWN => Some(true),
+                    None => None,
+                },
+                now,
+            )
+        });
+    }
+}
