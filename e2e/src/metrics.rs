@@ -1,6 +1,8 @@
 //! Reading what the product says: the external metrics API, and the components' own Prometheus metrics through
 //! the API server's proxy, so that it works on every kind of cluster.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, bail};
 use http::Request;
 use k8s_metrics::QuantityExt;
@@ -30,7 +32,7 @@ pub struct MetricItem {
     pub metric_name: String,
     /// What the value stands for.
     #[serde(default)]
-    pub metric_labels: std::collections::BTreeMap<String, String>,
+    pub metric_labels: BTreeMap<String, String>,
     /// RFC 3339.
     pub timestamp: String,
     /// Seconds.
@@ -167,30 +169,37 @@ pub fn sum(samples: &[Sample], name: &str, labels: &[&str]) -> Option<f64> {
     Some(found.map(|sample| sample.value).sum())
 }
 
-/// Requests counted for a workload since it exists. Each replica counts for itself; one that began later knows
-/// less, so the largest is taken.
-pub async fn counted(client: &Client, namespace: &str, workload: &str) -> anyhow::Result<u64> {
-    let mut counts = Vec::new();
+/// Requests counted for a workload, by each apiserver replica's pod. A workload that a replica has not seen is 0.
+pub async fn counted(
+    client: &Client,
+    namespace: &str,
+    workload: &str,
+) -> anyhow::Result<BTreeMap<String, u64>> {
+    let labels = [
+        format!("namespace=\"{namespace}\""),
+        format!("workload=\"{workload}\""),
+    ];
+    let labels = [labels[0].as_str(), labels[1].as_str()];
+    let mut counts = BTreeMap::new();
     for pod in component_pods(client, "apiserver").await? {
         let name = pod.metadata.name.unwrap_or_default();
         let samples = scrape(client, &name).await?;
-        let labels = [
-            format!("namespace=\"{namespace}\""),
-            format!("workload=\"{workload}\""),
-        ];
-        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-        counts.extend(sum(
+        let count = sum(
             &samples,
             "ebpf_scaler_apiserver_workload_requests_total",
             &labels,
-        ));
+        );
+        counts.insert(name, count.unwrap_or(0.0) as u64);
     }
-    let largest = counts.into_iter().fold(None, |most: Option<f64>, next| {
-        Some(most.map_or(next, |most| most.max(next)))
-    });
-    let largest = largest
-        .with_context(|| format!("no apiserver counts requests of {namespace}/{workload}"))?;
-    Ok(largest as u64)
+    Ok(counts)
+}
+
+/// Requests counted since an earlier look, by a replica that saw all of that time.
+pub fn counted_since(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>) -> Option<u64> {
+    let differences = now
+        .iter()
+        .filter_map(|(pod, count)| count.checked_sub(*before.get(pod)?));
+    differences.max()
 }
 
 fn parse(page: &str) -> Vec<Sample> {
@@ -220,6 +229,16 @@ mod tests {
         assert_eq!(sum(&samples, "a", &["w=\"y z\""]), Some(3.0));
         assert_eq!(sum(&samples, "a", &["ns=\"other\""]), None);
         assert_eq!(sum(&samples, "b", &[]), Some(1.0));
+    }
+
+    #[test]
+    fn a_replica_that_saw_it_all_is_believed() {
+        let counts =
+            |list: &[(&str, u64)]| list.iter().map(|&(pod, n)| (pod.to_owned(), n)).collect();
+        let before = counts(&[("a", 10), ("gone", 5)]);
+        let now = counts(&[("a", 110), ("new", 400)]);
+        assert_eq!(counted_since(&before, &now), Some(100));
+        assert_eq!(counted_since(&before, &counts(&[("new", 400)])), None);
     }
 
     #[test]

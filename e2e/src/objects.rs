@@ -63,6 +63,7 @@ pub fn sample_container(name: &str, args: &[&str]) -> Value {
             "runAsNonRoot": true, "runAsUser": 65532,
             "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
             "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
     })
 }
