@@ -21,6 +21,7 @@ mod sandbox;
 mod source;
 mod state;
 
+use crate::image::Archive;
 use state::{Lock, Record};
 pub use state::{Provider, cache};
 
@@ -186,13 +187,20 @@ impl Cluster {
         command
     }
 
-    /// Puts an image archive onto every node.
-    pub fn load_image(&self, archive: &Path) -> anyhow::Result<()> {
-        for node in self.nodes() {
-            source::import(source::sandbox(&self.record, &node)?, archive)
-                .with_context(|| format!("cannot load {} onto {node}", archive.display()))?;
+    /// Puts an image onto every node and returns true, or false if the very same is there already.
+    pub fn load_image(&self, image: &Archive) -> anyhow::Result<bool> {
+        let _lock = Lock::take(self.name())?;
+        let mut record = Record::load(self.name())?.unwrap_or_else(|| self.record.clone());
+        if record.images.get(&image.name) == Some(&image.id) {
+            return Ok(false);
         }
-        Ok(())
+        for node in self.nodes() {
+            source::import(source::sandbox(&self.record, &node)?, &image.path)
+                .with_context(|| format!("cannot load {} onto {node}", image.name))?;
+        }
+        record.images.insert(image.name.clone(), image.id.clone());
+        record.save()?;
+        Ok(true)
     }
 
     fn is_healthy(&self) -> bool {

@@ -2,6 +2,7 @@
 //! machine. It leaves the host's iptables, sysctls and services alone.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
@@ -84,6 +85,7 @@ fn reserve(name: &str, nodes: u8) -> anyhow::Result<(Record, Plan)> {
         kubeconfig: state::folder(name).join("kubeconfig"),
         network: Some(plan.0),
         ready: false,
+        images: BTreeMap::new(),
     };
     record.save()?;
     Ok((record, plan))
@@ -324,16 +326,16 @@ impl Source<'_> {
 fn images() -> anyhow::Result<Vec<PathBuf>> {
     let cache = state::cache();
     [
-        (node::PAUSE_IMAGE, "pause", 65532),
-        (addons::COREDNS_IMAGE, "coredns", 65532),
+        (node::PAUSE_IMAGE, "pause"),
+        (addons::COREDNS_IMAGE, "coredns"),
     ]
     .into_iter()
-    .map(|(name, program, user)| {
+    .map(|(name, program)| {
         let image = image::Image {
             name,
             binary: &cache.join("kubernetes/bin").join(program),
             program,
-            user,
+            user: image::NONROOT,
         };
         Ok(image::archive(&image, &cache.join("images"))?.path)
     })

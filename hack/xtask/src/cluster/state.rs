@@ -1,6 +1,7 @@
 //! Where clusters keep their files, and what is known of each. It never looks at a running cluster.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -35,6 +36,9 @@ pub struct Record {
     pub network: Option<u8>,
     /// Whether `up` came to its end.
     pub ready: bool,
+    /// The identity of each image that was loaded, by its name.
+    #[serde(default)]
+    pub images: BTreeMap<String, String>,
 }
 
 /// Everything that is built or downloaded: $EBPF_SCALER_CACHE or .cache in the repository.

@@ -25,6 +25,8 @@ pub struct Image<'a> {
 
 /// An image on disk.
 pub struct Archive {
+    /// The image's name and tag.
+    pub name: String,
     pub path: PathBuf,
     /// The configuration's digest: what every runtime calls the image's identity.
     pub id: String,
@@ -43,7 +45,11 @@ pub fn archive(image: &Image<'_>, folder: &Path) -> anyhow::Result<Archive> {
     let id = write(image, &unfinished)
         .with_context(|| format!("cannot write the image {}", image.name))?;
     fs::rename(&unfinished, &path)?;
-    Ok(Archive { path, id })
+    Ok(Archive {
+        name: image.name.to_owned(),
+        path,
+        id,
+    })
 }
 
 fn write(image: &Image<'_>, path: &Path) -> anyhow::Result<String> {

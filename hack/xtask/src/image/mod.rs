@@ -1,12 +1,164 @@
-//! Builds the product's images without a daemon and loads them into a cluster.
+//! Builds the product's images without a daemon and loads them into a cluster. An image holds one
+//! self-contained program and the names of its users, nothing else.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+
+use crate::{
+    cluster::{self, Cluster, Progress},
+    generate,
+    steps::cargo,
+};
 
 mod archive;
 
 pub use archive::{Archive, Image, archive};
 
-#[derive(clap::Args)]
-pub struct Args {}
+/// Every component runs as this user unless its pod says otherwise.
+pub const NONROOT: u32 = 65532;
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("in work")
+#[derive(clap::Args)]
+pub struct Args {
+    /// Load the images onto every node of this cluster
+    #[arg(long)]
+    cluster: Option<String>,
+    /// Where the archives go; the default is the cache's folder images
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Which ones; the default is all
+    #[arg(value_enum)]
+    images: Vec<Component>,
+}
+
+/// What we publish.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    Collector,
+    Operator,
+    Sample,
+}
+
+impl Component {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Collector, Self::Operator, Self::Sample];
+
+    /// The program's name, in Cargo and in the image.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Collector => "collector",
+            Self::Operator => "operator",
+            Self::Sample => "sample",
+        }
+    }
+
+    /// Name and tag, as the manifests in `config/` have it.
+    fn image(self) -> String {
+        format!("ebpf-scaler/{}:dev", self.program())
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let wanted = if args.images.is_empty() {
+        &Component::ALL[..]
+    } else {
+        &args.images
+    };
+    // A wrong name should not cost a build.
+    let cluster = args.cluster.as_deref().map(Cluster::open).transpose()?;
+    let out = args.out.unwrap_or_else(folder);
+    let progress = Progress::new("image");
+    let archives = build(wanted, &out, &progress)?;
+    if let Some(cluster) = cluster {
+        load(&cluster, &archives, &progress)?;
+    }
+    for archive in archives {
+        println!("{}", archive.path.display());
+    }
+    Ok(())
+}
+
+/// Builds all images and puts them onto a cluster's nodes.
+pub fn build_and_load(cluster: &Cluster) -> anyhow::Result<()> {
+    let progress = Progress::new("image");
+    let archives = build(&Component::ALL, &folder(), &progress)?;
+    load(cluster, &archives, &progress)
+}
+
+fn folder() -> PathBuf {
+    cluster::cache().join("images")
+}
+
+fn load(cluster: &Cluster, archives: &[Archive], progress: &Progress) -> anyhow::Result<()> {
+    for archive in archives {
+        let what = if cluster.load_image(archive)? {
+            "is loaded into"
+        } else {
+            "is unchanged in"
+        };
+        progress.say(&format!("{} {what} {}", archive.name, cluster.name()));
+    }
+    Ok(())
+}
+
+fn build(
+    components: &[Component],
+    out: &Path,
+    progress: &Progress,
+) -> anyhow::Result<Vec<Archive>> {
+    let folder = compile(components)?;
+    progress.say("the programs are built");
+    components
+        .iter()
+        .map(|component| {
+            let built = archive(
+                &Image {
+                    name: &component.image(),
+                    binary: &folder.join(component.program()),
+                    program: component.program(),
+                    user: NONROOT,
+                },
+                out,
+            )?;
+            let size = built.path.metadata()?.len();
+            progress.say(&format!(
+                "{}: {} MB, {}",
+                built.name,
+                size / 1_000_000,
+                built.id
+            ));
+            Ok(built)
+        })
+        .collect()
+}
+
+/// Compiles the programs with the C library linked in. A target is named, although it is the host's,
+/// because procedural macros, which are shared libraries, must be built without that flag.
+fn compile(components: &[Component]) -> anyhow::Result<PathBuf> {
+    if !cfg!(target_os = "linux") {
+        bail!(
+            "images are built from this machine's programs, on Linux; elsewhere use the Dockerfile"
+        );
+    }
+    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
+    flags.push_str(" -C target-feature=+crt-static");
+    let mut command = cargo(&["build", "--release", "--target", &target]);
+    for component in components {
+        command.arg(format!("--package=ebpf-scaler-{}", component.program()));
+    }
+    let status = command
+        .env("RUSTFLAGS", flags.trim())
+        .current_dir(generate::root())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build ended with {status}");
+    }
+    let folder = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| generate::root().join("target"), PathBuf::from);
+    Ok(folder.join(target).join("release"))
 }
