@@ -1,0 +1,84 @@
+//! What the agent asks of the kernel side, as a trait: the loop is tested against a scripted kernel, and
+//! runs on [`Probes`]. No behaviour lives here.
+
+use std::collections::BTreeSet;
+
+use super::probes::{Family, ProbeError, Probes, Reading, Slot, Statistics};
+
+/// See the method of the same name of [`Probes`] for each.
+pub trait Kernel: Send + 'static {
+    /// Families that can not be measured, with the reason.
+    fn degraded(&self) -> Vec<(Family, String)>;
+    /// Follows demand; returns what failed.
+    fn set_wanted(&mut self, families: &BTreeSet<Family>) -> Vec<(Family, String)>;
+    /// Families that are measured now.
+    fn active(&self) -> BTreeSet<Family>;
+    /// A zeroed slot, if one is free.
+    fn allocate(&mut self) -> Option<Slot>;
+    /// Gives a slot back.
+    fn release(&mut self, slot: Slot);
+    /// Counts a cgroup in a slot.
+    fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError>;
+    /// Forgets a cgroup.
+    fn unassign(&mut self, cgroup_id: u64);
+    /// Cgroups seen before they were assigned, with their provisional slots.
+    fn quarantined(&mut self) -> Vec<(u64, Slot)>;
+    /// Drops a quarantined cgroup that nobody claimed.
+    fn forget_quarantined(&mut self, cgroup_id: u64);
+    /// Slots that changed since the last call.
+    fn changed(&mut self) -> Vec<Slot>;
+    /// What a slot has counted.
+    fn read(&self, slot: Slot) -> Reading;
+    /// Drops and other facts about the programs.
+    fn statistics(&self) -> Statistics;
+}
+
+impl Kernel for Probes {
+    fn degraded(&self) -> Vec<(Family, String)> {
+        Self::degraded(self)
+    }
+
+    fn set_wanted(&mut self, families: &BTreeSet<Family>) -> Vec<(Family, String)> {
+        Self::set_wanted(self, families)
+    }
+
+    fn active(&self) -> BTreeSet<Family> {
+        Self::active(self)
+    }
+
+    fn allocate(&mut self) -> Option<Slot> {
+        Self::allocate(self)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        Self::release(self, slot);
+    }
+
+    fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError> {
+        Self::assign(self, cgroup_id, slot)
+    }
+
+    fn unassign(&mut self, cgroup_id: u64) {
+        Self::unassign(self, cgroup_id);
+    }
+
+    fn quarantined(&mut self) -> Vec<(u64, Slot)> {
+        Self::quarantined(self)
+    }
+
+    fn forget_quarantined(&mut self, cgroup_id: u64) {
+        Self::forget_quarantined(self, cgroup_id);
+    }
+
+    fn changed(&mut self) -> Vec<Slot> {
+        Self::changed(self)
+    }
+
+    fn read(&self, slot: Slot) -> Reading {
+        Self::read(self, slot)
+    }
+
+    fn statistics(&self) -> Statistics {
+        Self::statistics(self)
+    }
+}
