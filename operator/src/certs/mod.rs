@@ -1,0 +1,162 @@
+//! Our own certificate authority: keeps the objects that hold it as `plan` wants them, for as long
+//! as this process leads. Never takes over an APIService that is not ours.
+
+pub mod plan;
+pub mod store;
+pub mod x509;
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use kube::Client;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{leader::Leadership, metrics::Metrics};
+use plan::{ApiService, Lifetimes, State, Unix};
+use store::{Names, Store};
+
+/// How often the objects are looked at. A deleted one is back after this.
+const PERIOD: Duration = Duration::from_secs(5);
+/// Rounds of read, plan and apply at once, before something must be wrong.
+const ROUNDS: usize = 8;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// At the API server.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// With a certificate.
+    #[error(transparent)]
+    Certificate(#[from] x509::Error),
+    /// The CA went away between reading and writing.
+    #[error("the CA's Secret changed meanwhile")]
+    Gone,
+    /// Each round made another necessary.
+    #[error("the certificates do not settle")]
+    Unsettled,
+}
+
+/// The task that keeps the certificates.
+pub struct Certs {
+    /// Objects.
+    pub names: Names,
+    /// Lifetimes.
+    pub lifetimes: Lifetimes,
+    /// Whether to make them at all; otherwise somebody else does (cert-manager), and only the
+    /// bundle is read.
+    pub manage: bool,
+    /// Where to count.
+    pub metrics: Arc<Metrics>,
+    /// Receives the bundle that verifies the collector.
+    pub bundle: watch::Sender<Option<String>>,
+}
+
+impl Certs {
+    /// Runs until cancelled.
+    pub async fn run(self, client: Client, leadership: Leadership, stop: CancellationToken) {
+        let store = Store::new(client, self.names.clone());
+        let mut foreign = None;
+        loop {
+            let now = k8s_openapi::jiff::Timestamp::now().as_second();
+            match self.round(&store, &leadership, now).await {
+                Ok(state) => self.report(&state, &mut foreign),
+                // Somebody wrote meanwhile: read again soon.
+                Err(Error::Api(kube::Error::Api(e))) if e.code == 409 => {
+                    debug!("a certificate object changed meanwhile");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    continue;
+                }
+                Err(error) => {
+                    self.metrics.certificate_errors.inc();
+                    warn!(%error, "cannot keep the certificates; trying again");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PERIOD) => {}
+            }
+        }
+    }
+
+    /// Reads, plans and applies until nothing is left to do.
+    pub(crate) async fn round(
+        &self,
+        store: &Store,
+        leadership: &Leadership,
+        now: Unix,
+    ) -> Result<State, Error> {
+        for _ in 0..ROUNDS {
+            let (state, raw) = store.read(now).await?;
+            self.bundle.send_if_modified(|b| {
+                let changed = *b != state.bundle;
+                b.clone_from(&state.bundle);
+                changed
+            });
+            if !self.manage {
+                return Ok(state);
+            }
+            let actions = plan::plan(&state, &self.lifetimes, now);
+            if actions.is_empty() {
+                return Ok(state);
+            }
+            for action in &actions {
+                if !leadership.holds() {
+                    return Ok(state);
+                }
+                info!(action = name(action), "certificates");
+                store
+                    .apply(action, &state, &raw, &self.lifetimes, now)
+                    .await?;
+                self.metrics.certificate_action(name(action));
+            }
+        }
+        Err(Error::Unsettled)
+    }
+
+    fn report(&self, state: &State, foreign: &mut Option<String>) {
+        let now_foreign = match &state.api_service {
+            ApiService::Foreign(service) => Some(service.clone()),
+            _ => None,
+        };
+        if now_foreign != *foreign {
+            if let Some(service) = &now_foreign {
+                warn!(
+                    api_service = self.names.api_service,
+                    service,
+                    "another provider serves the external metrics API; not taking it over. \
+                     HPAs do not see our metrics, EbpfScalers still work"
+                );
+            }
+            *foreign = now_foreign;
+        }
+        self.metrics
+            .api_service_foreign
+            .set(i64::from(foreign.is_some()));
+        if let Some(leaf) = &state.leaf {
+            self.metrics.certificate_not_after.set(leaf.not_after);
+        }
+        if let Some(ca) = &state.ca {
+            self.metrics.ca_not_after.set(ca.current.not_after);
+        }
+    }
+}
+
+fn name(action: &plan::Action) -> &'static str {
+    use plan::{Action, Cause};
+    match action {
+        Action::CreateCa { .. } => "create-ca",
+        Action::IntroduceNext => "introduce-next-ca",
+        Action::Promote => "promote-next-ca",
+        Action::DropPrevious => "drop-previous-ca",
+        Action::PublishBundle(_) => "publish-bundle",
+        Action::PatchApiService(_) => "patch-api-service",
+        Action::IssueLeaf(Cause::Unusable) => "issue-certificate",
+        Action::IssueLeaf(Cause::Expiring) => "renew-certificate",
+        Action::IssueLeaf(Cause::Rotation) => "rotate-certificate",
+    }
+}
