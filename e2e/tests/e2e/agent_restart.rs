@@ -1,0 +1,66 @@
+//! The agent is killed under load: nothing is scaled down for want of data, and nothing is counted twice.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use ebpf_scaler_e2e::{
+    metrics::{component_pods, counted, request_rate},
+    product, story,
+    wait::{always, eventually},
+};
+
+use crate::steady::{NEEDED, RATE, four_replicas, kill};
+
+#[test]
+fn a_restart_scales_nothing_down_and_counts_nothing_twice() -> anyhow::Result<()> {
+    story::run("agent-restart", async |story| {
+        let (load, recorder) = four_replicas(story, 60).await?;
+        let agents = component_pods(&story.client, "agent").await?;
+        let agent = agents.first().and_then(|pod| pod.metadata.name.clone());
+        kill(story, &agent.context("there is no agent")?).await?;
+
+        always(
+            "no replica is taken away",
+            Duration::from_secs(15),
+            async || {
+                ensure!(recorder.current() >= NEEDED, "{:?}", recorder.changes());
+                if let Ok(rate) = request_rate(&story.client, &story.namespace, "web", "3s").await {
+                    ensure!(
+                        rate <= RATE * 1.05,
+                        "{rate} requests/s, but {RATE} are sent"
+                    );
+                }
+                Ok(())
+            },
+        )
+        .await?;
+        eventually(
+            "the agent is back and the rate is right",
+            Duration::from_secs(30),
+            async || {
+                product::ready(&story.client).await?;
+                let rate = request_rate(&story.client, &story.namespace, "web", "3s").await?;
+                ensure!(
+                    (rate - RATE).abs() < RATE * 0.05,
+                    "{rate} requests/s, but {RATE} are sent"
+                );
+                Ok(())
+            },
+        )
+        .await?;
+        let totals = load.stop().await?;
+        let counted = counted(&story.client, &story.namespace, "web").await?;
+        let most = counted.values().max().copied().unwrap_or(0);
+        ensure!(
+            most <= totals[0].sent,
+            "counted {counted:?}, but sent {}",
+            totals[0].sent
+        );
+        let uncounted = totals[0].sent - most;
+        story.say(&format!(
+            "of {} requests, {uncounted} passed while there was no agent",
+            totals[0].sent
+        ));
+        Ok(())
+    })
+}

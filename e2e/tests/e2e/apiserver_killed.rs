@@ -1,0 +1,66 @@
+//! One of two apiserver replicas is killed under load: the other one answers, and nothing is scaled down.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use ebpf_scaler_e2e::{
+    metrics::{component_pods, request_rate},
+    product, story,
+    wait::eventually,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::steady::{NEEDED, RATE, four_replicas, kill};
+
+/// How long questions may fail until the dead replica is out of the Service.
+const OUTAGE: Duration = Duration::from_secs(5);
+
+#[test]
+fn the_other_replica_answers_on() -> anyhow::Result<()> {
+    story::run("apiserver-killed", async |story| {
+        let (load, recorder) = four_replicas(story, 60).await?;
+        let pods = component_pods(&story.client, "apiserver").await?;
+        ensure!(pods.len() >= 2, "{} replicas run", pods.len());
+        kill(story, pods[0].metadata.name.as_deref().context("no name")?).await?;
+
+        let killed = Instant::now();
+        let mut failed_until = Duration::ZERO;
+        while killed.elapsed() < Duration::from_secs(15) {
+            match request_rate(&story.client, &story.namespace, "web", "10s").await {
+                Ok(rate) => ensure!(
+                    (rate - RATE).abs() < RATE * 0.05,
+                    "{rate} instead of {RATE} requests/s"
+                ),
+                Err(_) => failed_until = killed.elapsed(),
+            }
+            ensure!(
+                recorder.current() >= NEEDED,
+                "scaled down: {:?}",
+                recorder.changes()
+            );
+            sleep(Duration::from_millis(200)).await;
+        }
+        story.say(&format!(
+            "questions failed until {failed_until:?} after the kill"
+        ));
+        ensure!(
+            failed_until < OUTAGE,
+            "still failing {failed_until:?} after the kill"
+        );
+        eventually(
+            "the replica is replaced",
+            Duration::from_secs(60),
+            async || product::ready(&story.client).await,
+        )
+        .await?;
+        // The new replica was told the last minute by the agents, so it answers as well as the old one.
+        for _ in 0..20 {
+            let rate = request_rate(&story.client, &story.namespace, "web", "10s").await?;
+            ensure!(
+                (rate - RATE).abs() < RATE * 0.05,
+                "{rate} instead of {RATE} requests/s"
+            );
+        }
+        load.stop().await.map(drop)
+    })
+}

@@ -1,0 +1,18 @@
+//! The stories that run on a real cluster, each in a namespace of its own. One binary, because linking it once is
+//! faster; run with `cargo xtask test e2e`, one at a time, since they share the node's CPUs.
+
+mod agent_restart;
+mod apiserver_killed;
+mod external_api;
+mod hpa;
+mod install;
+mod invalid;
+mod operator_killed;
+mod probes_and_scrapes;
+mod scale_network;
+mod scale_request_rate;
+mod scale_runqueue;
+mod sidecar;
+mod steady;
+mod sum_bound;
+mod uninstall;
