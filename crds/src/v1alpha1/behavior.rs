@@ -37,7 +37,7 @@ pub struct ScalingRules {
     pub policies: Option<Vec<ScalingPolicy>>,
     /// How far from its target a metric may be without a change, as a share; 0.1 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).sign() >= 0 && quantity(string(self)).compareTo(quantity('10')) <= 0").message("tolerance must be a quantity from 0 to 10, such as 0.1"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('0')) >= 0 && quantity(string(self)).compareTo(quantity('10')) <= 0").message("tolerance must be a quantity from 0 to 10, such as 0.1"))]
     pub tolerance: Option<Quantity>,
 }
 

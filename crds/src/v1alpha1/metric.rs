@@ -127,7 +127,7 @@ impl Window {
 #[serde(rename_all = "camelCase")]
 pub struct AverageTarget {
     /// What one pod should have.
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).sign() > 0").message("target.averageValue must be a quantity above zero"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('0')) > 0").message("target.averageValue must be a quantity above zero"))]
     pub average_value: Quantity,
 }
 
@@ -274,11 +274,11 @@ pub struct ExternalTarget {
     pub type_: ExternalTargetType,
     /// What the whole workload should have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).sign() > 0").message("target.value must be a quantity above zero"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('0')) > 0").message("target.value must be a quantity above zero"))]
     pub value: Option<Quantity>,
     /// What one pod should have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).sign() > 0").message("target.averageValue must be a quantity above zero"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('0')) > 0").message("target.averageValue must be a quantity above zero"))]
     pub average_value: Option<Quantity>,
 }
 

@@ -68,10 +68,10 @@ use crate::HumanDuration;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.minReplicas <= self.maxReplicas")
-        .message(Message::Expression("'spec.minReplicas (' + string(self.minReplicas) + ') must be at most spec.maxReplicas (' + string(self.maxReplicas) + ')'".into()))
+        .message("spec.minReplicas must be at most spec.maxReplicas")
         .field_path(".minReplicas"),
     validation = Rule::new("!has(self.fallback) || (self.fallback.replicas >= self.minReplicas && self.fallback.replicas <= self.maxReplicas)")
-        .message(Message::Expression("'spec.fallback.replicas must be from spec.minReplicas (' + string(self.minReplicas) + ') to spec.maxReplicas (' + string(self.maxReplicas) + ')'".into()))
+        .message("spec.fallback.replicas must be from spec.minReplicas to spec.maxReplicas")
         .field_path(".fallback"),
     validation = Rule::new("self.metrics.all(m, self.metrics.filter(n, n.type == m.type && (n.type == 'RequestRate' && has(n.requestRate) && has(m.requestRate) ? (has(n.requestRate.port) ? n.requestRate.port : 0) == (has(m.requestRate.port) ? m.requestRate.port : 0) : n.type == 'RequestsInFlight' && has(n.requestsInFlight) && has(m.requestsInFlight) ? (has(n.requestsInFlight.port) ? n.requestsInFlight.port : 0) == (has(m.requestsInFlight.port) ? m.requestsInFlight.port : 0) : n.type == 'RequestLatency' && has(n.requestLatency) && has(m.requestLatency) ? n.requestLatency.percentile == m.requestLatency.percentile : n.type == 'RunQueueLatency' && has(n.runQueueLatency) && has(m.runQueueLatency) ? n.runQueueLatency.percentile == m.runQueueLatency.percentile : n.type == 'NetworkThroughput' && has(n.networkThroughput) && has(m.networkThroughput) ? n.networkThroughput.direction == m.networkThroughput.direction : n.type == 'External' && has(n.external) && has(m.external) ? n.external.metric == m.external.metric : true)).size() == 1)")
         .message("spec.metrics lists the same metric twice: keep one entry per metric (the same type may repeat only with another port, percentile, direction or external metric)")
