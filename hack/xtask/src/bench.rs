@@ -2,6 +2,7 @@
 
 mod reaction;
 mod spread;
+mod visible;
 
 use crate::{demo, steps::Steps};
 

@@ -25,7 +25,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::spread::Spread;
+use super::{spread::Spread, visible::Visible};
 use crate::demo::remove_namespace;
 
 const NAMESPACE: &str = "ebpf-scaler-bench";
@@ -59,6 +59,8 @@ pub struct Options {
 #[derive(Serialize)]
 struct Output {
     runs: Vec<Run>,
+    /// From the step's first request until the external metrics API shows a higher rate, in milliseconds.
+    visible_ms: Vec<f64>,
 }
 
 /// All steps of one scaler, in milliseconds.
@@ -120,6 +122,9 @@ fn print(output: &Output) {
             text(&run.enough_ms)
         );
     }
+    if let Some(visible) = Spread::of(&output.visible_ms) {
+        println!("    the step shows in the external metrics API after {visible} ms");
+    }
 }
 
 async fn measure(client: &Client, steps: u32) -> anyhow::Result<Output> {
@@ -132,17 +137,20 @@ async fn measure(client: &Client, steps: u32) -> anyhow::Result<Output> {
         apply(client, &deployment(NAMESPACE, name, REPLICAS, &[container])).await?;
         apply(client, &service(NAMESPACE, name, 8080)).await?;
     }
-    let mut runs = vec![Run::new("ebpfscaler"), Run::new("hpa-external")];
+    let mut output = Output {
+        runs: vec![Run::new("ebpfscaler"), Run::new("hpa-external")],
+        visible_ms: Vec::new(),
+    };
     for step in 1..=steps {
-        one_step(client, step, &mut runs)
+        one_step(client, step, &mut output)
             .await
             .with_context(|| format!("step {step}"))?;
     }
-    Ok(Output { runs })
+    Ok(output)
 }
 
 /// One step of both, from two pods each.
-async fn one_step(client: &Client, index: u32, runs: &mut [Run]) -> anyhow::Result<()> {
+async fn one_step(client: &Client, index: u32, output: &mut Output) -> anyhow::Result<()> {
     reset(client).await?;
     let calm = CALM_TIME + LOOP_PERIOD.mul_f64(random());
     let phases = [
@@ -158,6 +166,7 @@ async fn one_step(client: &Client, index: u32, runs: &mut [Run]) -> anyhow::Resu
     create_scalers(client, index).await?;
 
     let recorders = [WEB, WEB_HPA].map(|name| Recorder::start(client, NAMESPACE, name));
+    let visible = Visible::start(client, NAMESPACE, WEB);
     let limit = calm + Duration::from_secs(20);
     let mut begun = [0; 2];
     for (target, begun) in begun.iter_mut().enumerate() {
@@ -169,9 +178,13 @@ async fn one_step(client: &Client, index: u32, runs: &mut [Run]) -> anyhow::Resu
         sleep(Duration::from_millis(100)).await;
     }
     load.stop().await?;
-    for ((run, recorder), begun) in runs.iter_mut().zip(&recorders).zip(begun) {
+    for ((run, recorder), begun) in output.runs.iter_mut().zip(&recorders).zip(begun) {
         record(index, run, recorder, begun);
     }
+    let seen = visible.exceeded(f64::from(CALM) * 1.1, begun[0]);
+    output
+        .visible_ms
+        .extend(seen.map(|seen| (seen - begun[0]) as f64 / 1e3));
     Ok(())
 }
 
