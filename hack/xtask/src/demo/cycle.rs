@@ -12,7 +12,7 @@ use ebpf_scaler_e2e::{
 };
 use ebpf_scaler_sample::log::Progress;
 use kube::Client;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::{NAMESPACE, view::View};
 
@@ -94,7 +94,10 @@ pub async fn run(client: &Client) -> anyhow::Result<Measured> {
             moment.elapsed.as_secs() < limit,
             "the load generator does not end"
         );
-        look(client, &load, &recorders, &mut moment).await;
+        // An answer that does not come must not stop the clock; the view then shows the last one.
+        let looked = look(client, &load, &recorders, &mut moment);
+        let _ = timeout(Duration::from_secs(3), looked).await;
+        gather(&load, &recorders, &mut moment);
         peak_rate = peak_rate.max(moment.rate[0].unwrap_or(0.0));
         view.show(&moment);
     }
@@ -121,7 +124,8 @@ pub async fn run(client: &Client) -> anyhow::Result<Measured> {
     })
 }
 
-async fn look(client: &Client, load: &Load, recorders: &[Recorder; 2], moment: &mut Moment) {
+/// Asks the API.
+async fn look(client: &Client, moment: &mut Moment) {
     let ask = |metric: &'static str, workload: &'static str, window: &'static str| async move {
         let selector = format!("ebpfscaler.io/deployment={workload},ebpfscaler.io/window={window}");
         metrics::value(client, NAMESPACE, metric, &selector)
@@ -145,6 +149,10 @@ async fn look(client: &Client, load: &Load, recorders: &[Recorder; 2], moment: &
     if let Some(decision) = decision {
         moment.decision = decision;
     }
+}
+
+/// Takes what the generator and the watches have delivered meanwhile.
+fn gather(load: &Load, recorders: &[Recorder; 2], moment: &mut Moment) {
     for (index, recorder) in recorders.iter().enumerate() {
         moment.load[index] = load.progress(index);
         moment.replicas[index] = recorder.current();

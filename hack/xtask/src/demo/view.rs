@@ -12,6 +12,7 @@ pub struct View {
     terminal: bool,
     drawn: usize,
     last_decision: String,
+    next_plain: u64,
 }
 
 impl View {
@@ -20,6 +21,7 @@ impl View {
             terminal: stdout().is_terminal(),
             drawn: 0,
             last_decision: String::new(),
+            next_plain: 0,
         }
     }
 
@@ -33,8 +35,9 @@ impl View {
             println!("    decision: {}", moment.decision);
             self.last_decision.clone_from(&moment.decision);
         }
-        if moment.elapsed.as_secs().is_multiple_of(PLAIN_INTERVAL) {
+        if moment.elapsed.as_secs() >= self.next_plain {
             println!("    {}", plain(moment));
+            self.next_plain = moment.elapsed.as_secs() + PLAIN_INTERVAL;
         }
     }
 
