@@ -181,6 +181,11 @@ impl Index {
         }
     }
 
+    /// Every pod, also those that have gone lately.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
     /// How many pods there are, without those that have gone.
     pub fn len(&self) -> usize {
         self.pods.len() - self.gone

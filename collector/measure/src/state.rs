@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::index::Index;
-use crate::node::{Batch, Hello, Node, Received};
+use crate::metric::Family;
+use crate::node::{Batch, Hello, Node, Received, Source};
 use crate::time::Time;
 
 /// A UID that no pod is known to have is held this long with its history, then only with where it stands.
@@ -57,6 +58,24 @@ impl State {
         let nodes = self.index.nodes();
         let live = |n: &&Arc<str>| self.node(n).is_some_and(|node| node.is_live(now));
         (nodes.iter().filter(live).count(), nodes.len())
+    }
+
+    /// How many pods of the whole cluster live agents cover with `family`, and how many they should.
+    pub fn coverage(&self, family: Family, now: Time) -> (usize, usize) {
+        let (mut covered, mut expected) = (0, 0);
+        for pod in self
+            .index
+            .pods()
+            .filter(|p| p.expected_since(now).is_some())
+        {
+            expected += 1;
+            let node = pod.facts.node.as_deref().and_then(|n| self.node(n));
+            if let Some(Source::Live(log)) = node.map(|n| n.source(now)) {
+                let seen = log.pod(pod.cgroup_uid()).is_some();
+                covered += usize::from(seen && log.measures_since(family).is_some());
+            }
+        }
+        (covered, expected)
     }
 
     /// Forgets what no window needs any more. Call it every few seconds.

@@ -1,0 +1,74 @@
+//! Every flag of `collector apiserver`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Flags of `collector apiserver`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Where kube-apiserver reaches the metrics API, over TLS
+    #[arg(long, env = "EBPF_SCALER_ADDRESS", default_value = "0.0.0.0:6443")]
+    pub address: SocketAddr,
+    /// Where agents report and operators subscribe, gRPC over TLS
+    #[arg(
+        long,
+        env = "EBPF_SCALER_REPORT_ADDRESS",
+        default_value = "0.0.0.0:9443"
+    )]
+    pub report_address: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are served, plain HTTP
+    #[arg(
+        long,
+        env = "EBPF_SCALER_ADMIN_ADDRESS",
+        default_value = "0.0.0.0:8080"
+    )]
+    pub admin_address: SocketAddr,
+    /// Namespace that ebpf-scaler is installed in
+    #[arg(long, env = "EBPF_SCALER_NAMESPACE", default_value = "ebpf-scaler")]
+    pub namespace: String,
+    /// Secret in that namespace with the serving certificate (tls.crt, tls.key); it is waited for and followed
+    #[arg(
+        long,
+        env = "EBPF_SCALER_TLS_SECRET",
+        default_value = "ebpf-scaler-apiserver-tls"
+    )]
+    pub tls_secret: String,
+    /// Read the serving certificate from this file instead of the Secret; followed too
+    #[arg(long, env = "EBPF_SCALER_TLS_CERT_FILE", requires = "tls_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// The key of --tls-cert-file
+    #[arg(long, env = "EBPF_SCALER_TLS_KEY_FILE", requires = "tls_cert_file")]
+    pub tls_key_file: Option<PathBuf>,
+    /// Service account of the agents, in our namespace: only its tokens may report
+    #[arg(
+        long,
+        env = "EBPF_SCALER_AGENT_SERVICE_ACCOUNT",
+        default_value = "ebpf-scaler-agent"
+    )]
+    pub agent_service_account: String,
+    /// How long to wait at the start for the agents of 90 % of the nodes before being ready without them
+    #[arg(
+        long,
+        env = "EBPF_SCALER_AGENTS_TIMEOUT",
+        default_value = "20s",
+        value_parser = humantime::parse_duration
+    )]
+    pub agents_timeout: Duration,
+    /// How long to go on serving after the order to end, until nobody is sent here any more
+    #[arg(
+        long,
+        env = "EBPF_SCALER_SHUTDOWN_DELAY",
+        default_value = "3s",
+        value_parser = humantime::parse_duration
+    )]
+    pub shutdown_delay: Duration,
+    /// How long a query or a subscription keeps a family measured that follows demand
+    #[arg(
+        long,
+        env = "EBPF_SCALER_DEMAND_HOLD",
+        default_value = "10m",
+        value_parser = humantime::parse_duration
+    )]
+    pub demand_hold: Duration,
+}

@@ -1,0 +1,123 @@
+//! The gRPC service: who may open which stream. The streams themselves are in `report` and `subscribe`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Router;
+use ebpf_scaler_proto as proto;
+use ebpf_scaler_proto::TOKEN_AUDIENCE;
+use ebpf_scaler_proto::collector_server::{Collector, CollectorServer};
+use futures::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::hub::Hub;
+use super::identity::User;
+use super::{report, subscribe};
+
+/// A snapshot of a full node is some hundreds of kilobytes.
+const MAX_MESSAGE: usize = 8 * 1024 * 1024;
+/// Where a bound token's node stands in its user's extra, since Kubernetes 1.30.
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+
+/// The service.
+#[derive(Clone)]
+pub struct Service {
+    hub: Arc<Hub>,
+    /// The user name of the agents' service account.
+    agent: Arc<str>,
+    shutdown: CancellationToken,
+}
+
+impl Service {
+    /// Serves agents whose token belongs to the service account `agent` of `namespace`.
+    pub fn new(hub: Arc<Hub>, namespace: &str, agent: &str, shutdown: CancellationToken) -> Self {
+        Self {
+            hub,
+            agent: format!("system:serviceaccount:{namespace}:{agent}").into(),
+            shutdown,
+        }
+    }
+
+    /// The routes of the report port.
+    pub fn router(self) -> Router {
+        let server = CollectorServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Routes::new(server).into_axum_router()
+    }
+
+    async fn user(&self, metadata: &MetadataMap) -> Result<User, Status> {
+        let denied = |reason, message: &str| {
+            self.hub.metrics.deny(reason);
+            Status::unauthenticated(message)
+        };
+        let header = metadata.get("authorization").and_then(|v| v.to_str().ok());
+        let header = header.and_then(|v| v.split_once(' '));
+        let Some((_, token)) = header.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"))
+        else {
+            return Err(denied("no_identity", "a bearer token is needed"));
+        };
+        match self.hub.reviews.token(token.trim(), TOKEN_AUDIENCE).await {
+            Ok(Some(user)) => Ok(user),
+            Ok(None) => {
+                let message = format!("the token is not valid for audience {TOKEN_AUDIENCE}");
+                Err(denied("bad_token", &message))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can not authenticate a stream");
+                Err(Status::unavailable(error.to_string()))
+            }
+        }
+    }
+
+    /// The node that an agent's token is bound to.
+    async fn agent_node(&self, metadata: &MetadataMap) -> Result<Arc<str>, Status> {
+        let user = self.user(metadata).await?;
+        if *user.name != *self.agent {
+            self.hub.metrics.deny("not_an_agent");
+            return Err(Status::permission_denied(format!(
+                "only {} may report, not {}",
+                self.agent, user.name
+            )));
+        }
+        let node = user.extra.get(NODE_NAME).and_then(|names| names.first());
+        node.map(|n| Arc::from(n.as_str())).ok_or_else(|| {
+            self.hub.metrics.deny("unbound_token");
+            Status::permission_denied(
+                "the token names no node: it has to be a projected one, on Kubernetes 1.30 or later",
+            )
+        })
+    }
+}
+
+/// A stream of answers.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Collector for Service {
+    type ReportStream = Answers<proto::Want>;
+    type WatchStream = Answers<proto::WatchResponse>;
+
+    async fn report(
+        &self,
+        request: Request<Streaming<proto::ReportRequest>>,
+    ) -> Result<Response<Self::ReportStream>, Status> {
+        let node = self.agent_node(request.metadata()).await?;
+        let inbound = request.into_inner();
+        let wants = report::run(self.hub.clone(), node, inbound, self.shutdown.clone());
+        Ok(Response::new(Box::pin(wants)))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<proto::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let user = self.user(request.metadata()).await?;
+        let inbound = request.into_inner();
+        let answers = subscribe::run(self.hub.clone(), user, inbound, self.shutdown.clone());
+        Ok(Response::new(Box::pin(answers)))
+    }
+}

@@ -1,0 +1,125 @@
+//! What the parts of the role share: the state of the world, who may ask, what is wanted. Each lock is held
+//! for one event or one answer, never across an await.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use ebpf_scaler_measure::{Answer, Family, Metric, Query, State, Time, Window};
+
+use super::clock::Clock;
+use super::demand::Demand;
+use super::identity::{LiveTrust, User};
+use super::metrics::{FamilyLabels, Metrics};
+use super::reviews::{Action, Reviews};
+use super::status::Failure;
+
+/// Shared by everything that serves.
+pub struct Hub {
+    /// Time for the state
+    pub clock: Clock,
+    state: RwLock<State>,
+    /// Which families are wanted
+    pub demand: Demand,
+    /// Tokens and rights
+    pub reviews: Reviews,
+    /// Whose certificates count
+    pub trust: LiveTrust,
+    /// The role's own metrics
+    pub metrics: Metrics,
+}
+
+impl Hub {
+    /// Knows nothing yet.
+    pub fn new(client: kube::Client, demand: Demand, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            clock: Clock::default(),
+            state: RwLock::default(),
+            demand,
+            reviews: Reviews::new(client),
+            trust: LiveTrust::default(),
+            metrics,
+        })
+    }
+
+    /// The state, to read.
+    pub fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, to change, with the time of the change.
+    pub fn change(&self) -> (RwLockWriteGuard<'_, State>, Time) {
+        let state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        (state, self.clock.now())
+    }
+
+    /// Answers a query and keeps what it needs measured.
+    pub fn answer(
+        &self,
+        namespace: &str,
+        metric: Metric,
+        query: &Query,
+        windows: &[Window],
+    ) -> Result<Answer, Failure> {
+        let now = self.clock.now();
+        self.demand.ask(metric.family(), now);
+        let answer = self.state().answer(namespace, metric, query, windows, now);
+        answer.map_err(|e| Failure::new(e.code(), e.to_string()).because(e.reason()))
+    }
+
+    /// Whether the user may, as a failure if not.
+    pub async fn authorize(&self, user: &User, action: &Action) -> Result<(), Failure> {
+        match self.reviews.access(user, action).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(reason)) => {
+                self.metrics.deny("forbidden");
+                Err(Failure::new(403, forbidden(user, action, &reason)))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can not authorize");
+                Err(Failure::new(500, error.to_string()))
+            }
+        }
+    }
+
+    /// What time changes: old readings go, demand lapses, gauges follow.
+    pub fn tick(&self) {
+        let (mut state, now) = self.change();
+        state.sweep(now);
+        let (live, nodes) = state.connected(now);
+        let coverage = Family::ALL.map(|f| (f, state.coverage(f, now)));
+        self.metrics.pods.set(state.index.len() as i64);
+        drop(state);
+        self.demand.publish(now);
+        self.metrics.nodes.set(nodes as i64);
+        self.metrics.nodes_live.set(live as i64);
+        for (family, (covered, expected)) in coverage {
+            let family = family.as_str();
+            let gauge = self
+                .metrics
+                .coverage
+                .get_or_create(&FamilyLabels { family });
+            gauge.set(if expected == 0 {
+                1.0
+            } else {
+                covered as f64 / expected as f64
+            });
+        }
+    }
+}
+
+/// In the words of k8s.io/apiserver.
+fn forbidden(user: &User, action: &Action, reason: &str) -> String {
+    let what = match action {
+        Action::ListMetric { namespace, metric } => format!(
+            "{metric}.external.metrics.k8s.io is forbidden: User {:?} cannot list resource {metric:?} in API group \"external.metrics.k8s.io\" in the namespace {namespace:?}",
+            user.name
+        ),
+        Action::GetPath(path) => {
+            format!("forbidden: User {:?} cannot get path {path:?}", user.name)
+        }
+    };
+    if reason.is_empty() {
+        what
+    } else {
+        format!("{what}: {reason}")
+    }
+}

@@ -1,0 +1,165 @@
+//! What the role tells of itself, under `ebpf_scaler_apiserver_`. Pods' measurements never go here.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// How a query ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueryLabels {
+    /// The metric, or `unknown`
+    pub metric: &'static str,
+    /// HTTP status
+    pub code: u16,
+}
+
+/// Why something was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// One word
+    pub reason: &'static str,
+}
+
+/// A family of signals.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FamilyLabels {
+    /// Its name
+    pub family: &'static str,
+}
+
+/// The role's own metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Agents whose stream is open
+    pub agents_connected: Gauge,
+    /// Operators' and dashboards' subscriptions
+    pub subscriptions: Gauge,
+    /// Nodes that run pods
+    pub nodes: Gauge,
+    /// Of those, nodes whose agent is heard
+    pub nodes_live: Gauge,
+    /// Pods in the index
+    pub pods: Gauge,
+    /// Share of the expected pods of the cluster that are covered, by family
+    pub coverage: Family<FamilyLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    /// Batches taken in
+    pub batches: Counter,
+    /// Samples taken in
+    pub samples: Counter,
+    /// Batches and samples not taken in
+    pub refused: Family<ReasonLabels, Counter>,
+    /// Queries by metric and code
+    pub queries: Family<QueryLabels, Counter>,
+    /// How long queries took, with authentication and authorization
+    pub query_duration: Histogram,
+    /// Requests and streams without a valid identity or right
+    pub denied: Family<ReasonLabels, Counter>,
+    /// TLS connections open
+    pub connections: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            agents_connected: Gauge::default(),
+            subscriptions: Gauge::default(),
+            nodes: Gauge::default(),
+            nodes_live: Gauge::default(),
+            pods: Gauge::default(),
+            coverage: Family::default(),
+            batches: Counter::default(),
+            samples: Counter::default(),
+            refused: Family::default(),
+            queries: Family::default(),
+            query_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
+            denied: Family::default(),
+            connections: Gauge::default(),
+        };
+        let m = metrics.clone();
+        let r = registry.sub_registry_with_prefix("ebpf_scaler_apiserver");
+        r.register(
+            "agents_connected",
+            "Agents whose stream is open",
+            m.agents_connected,
+        );
+        r.register(
+            "subscriptions",
+            "Subscriptions that are served",
+            m.subscriptions,
+        );
+        r.register("nodes", "Nodes on which pods run", m.nodes);
+        r.register(
+            "nodes_live",
+            "Nodes on which pods run whose agent is heard",
+            m.nodes_live,
+        );
+        r.register("pods", "Pods in the index", m.pods);
+        r.register(
+            "coverage_ratio",
+            "Share of the expected pods that live agents cover",
+            m.coverage,
+        );
+        r.register("batches", "Batches of agents taken in", m.batches);
+        r.register("samples", "Samples of pods taken in", m.samples);
+        r.register(
+            "refused",
+            "Batches and samples of agents not taken in",
+            m.refused,
+        );
+        r.register("queries", "Queries by metric and HTTP status", m.queries);
+        let help = "How long queries took, with authentication and authorization";
+        r.register_with_unit("query_duration", help, Unit::Seconds, m.query_duration);
+        r.register(
+            "denied",
+            "Requests and streams refused for who asked",
+            m.denied,
+        );
+        r.register("connections", "TLS connections open", m.connections);
+        metrics
+    }
+
+    /// A query has ended.
+    pub fn query(&self, metric: &'static str, code: u16, took: Duration) {
+        self.queries
+            .get_or_create(&QueryLabels { metric, code })
+            .inc();
+        self.query_duration.observe(took.as_secs_f64());
+    }
+
+    /// `count` batches or samples were not taken in.
+    pub fn refuse(&self, reason: &'static str, count: usize) {
+        if count > 0 {
+            self.refused
+                .get_or_create(&ReasonLabels { reason })
+                .inc_by(count as u64);
+        }
+    }
+
+    /// Somebody was turned away.
+    pub fn deny(&self, reason: &'static str) {
+        self.denied.get_or_create(&ReasonLabels { reason }).inc();
+    }
+}
+
+/// Counts something as long as it lives.
+pub struct Counted(Gauge);
+
+impl Counted {
+    /// One more.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,189 @@
+//! One agent's stream: its batches go into the state, what is wanted goes back. What an agent sends counts
+//! only for the node that its token names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebpf_scaler_common::Counters;
+use ebpf_scaler_measure::node::{Batch, Hello};
+use ebpf_scaler_measure::quantile::Sparse;
+use ebpf_scaler_measure::series::Sample;
+use ebpf_scaler_proto as proto;
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::demand::{Demand, from_proto};
+use super::hub::Hub;
+use super::metrics::Counted;
+
+/// Agents send each 250 ms; one that is quiet for so long is gone.
+const QUIET: Duration = Duration::from_secs(15);
+/// What is wanted is repeated, for it lapses.
+const REPEAT: Duration = Duration::from_secs(15);
+
+/// Serves the stream of `node`'s agent until it ends.
+pub fn run(
+    hub: Arc<Hub>,
+    node: Arc<str>,
+    inbound: Streaming<proto::ReportRequest>,
+    shutdown: CancellationToken,
+) -> impl Stream<Item = Result<proto::Want, Status>> + Send {
+    let (wants, outbound) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let _counted = Counted::new(&hub.metrics.agents_connected);
+        tracing::info!(%node, "agent connected");
+        let ended = tokio::select! {
+            ended = converse(&hub, &node, inbound, &wants) => ended,
+            () = shutdown.cancelled() => Err(Status::unavailable("this replica is shutting down")),
+        };
+        tracing::info!(%node, reason = ?ended.as_ref().err().map(Status::message), "agent disconnected");
+        if let Err(status) = ended {
+            // The agent may be gone already.
+            let _ = wants.try_send(Err(status));
+        }
+    });
+    ReceiverStream::new(outbound)
+}
+
+async fn converse(
+    hub: &Hub,
+    node: &Arc<str>,
+    mut inbound: Streaming<proto::ReportRequest>,
+    wants: &mpsc::Sender<Result<proto::Want, Status>>,
+) -> Result<(), Status> {
+    let mut wanted = hub.demand.watch();
+    let mut repeat = tokio::time::interval(REPEAT);
+    let mut agent_epoch = None;
+    let quiet = tokio::time::sleep(QUIET);
+    tokio::pin!(quiet);
+    loop {
+        tokio::select! {
+            message = inbound.message() => {
+                let Some(message) = message? else { return Ok(()) };
+                quiet.as_mut().reset(tokio::time::Instant::now() + QUIET);
+                agent_epoch = Some(receive(hub, node, agent_epoch, message)?);
+            }
+            _ = wanted.changed() => tell(&wanted.borrow_and_update(), wants),
+            _ = repeat.tick() => tell(&wanted.borrow(), wants),
+            () = &mut quiet => return Err(Status::deadline_exceeded("nothing was reported for 15 s")),
+        }
+    }
+}
+
+fn tell(
+    families: &[ebpf_scaler_measure::Family],
+    wants: &mpsc::Sender<Result<proto::Want, Status>>,
+) {
+    // An agent that does not read gets the next one; the channel never holds us up.
+    let _ = wants.try_send(Ok(Demand::message(families)));
+}
+
+/// Takes in one message; returns the agent's epoch.
+fn receive(
+    hub: &Hub,
+    node: &Arc<str>,
+    epoch: Option<u64>,
+    message: proto::ReportRequest,
+) -> Result<u64, Status> {
+    let mut epoch = epoch;
+    if let Some(hello) = &message.hello {
+        if hello.node != **node {
+            hub.metrics.deny("another_node");
+            return Err(Status::permission_denied(format!(
+                "the token is bound to node {node}, not to {}",
+                hello.node
+            )));
+        }
+        epoch = Some(hello.agent_epoch);
+        hub.change().0.hello(node, &self::hello(hello));
+    }
+    let Some(epoch) = epoch else {
+        return Err(Status::failed_precondition(
+            "the first message has to say hello",
+        ));
+    };
+    let (batch, malformed) = batch(message);
+    let (mut state, now) = hub.change();
+    let received = state.report(node, epoch, batch, now);
+    drop(state);
+    let m = &hub.metrics;
+    m.batches.inc();
+    m.samples.inc_by(received.accepted as u64);
+    m.refuse("late_batch", received.late.into());
+    m.refuse("pod_of_another_node", received.foreign);
+    m.refuse("too_many_pods", received.overflow);
+    m.refuse("malformed", malformed);
+    Ok(epoch)
+}
+
+fn hello(hello: &proto::Hello) -> Hello {
+    let degraded = hello.degraded.iter();
+    Hello {
+        agent_epoch: hello.agent_epoch,
+        degraded: degraded
+            .filter_map(|d| Some((from_proto(d.family)?, d.reason.clone())))
+            .collect(),
+    }
+}
+
+/// A message as the state takes it, and how many buckets in it do not exist.
+fn batch(message: proto::ReportRequest) -> (Batch, usize) {
+    let mut malformed = 0;
+    let mut histogram = |h: Option<proto::Histogram>| {
+        let h = h.unwrap_or_default();
+        let (sparse, unknown) = Sparse::from_pairs(h.index.into_iter().zip(h.count));
+        malformed += unknown;
+        sparse
+    };
+    let samples = message.samples.into_iter().map(|s| {
+        let sample = Sample {
+            epoch: s.epoch,
+            counters: counters(&s.counters.unwrap_or_default()),
+            request_latency: histogram(s.request_latency),
+            runqueue_latency: histogram(s.runqueue_latency),
+        };
+        (s.pod_uid.into(), sample)
+    });
+    let batch = Batch {
+        replay: message.replay,
+        at: message.monotonic_micros,
+        samples: samples.collect(),
+        gone: message.gone.into_iter().map(Into::into).collect(),
+        families: message
+            .families
+            .into_iter()
+            .filter_map(from_proto)
+            .collect(),
+    };
+    (batch, malformed)
+}
+
+fn counters(c: &proto::Counters) -> Counters {
+    Counters {
+        requests: c.requests,
+        responses_1xx: c.responses_1xx,
+        responses_2xx: c.responses_2xx,
+        responses_3xx: c.responses_3xx,
+        responses_4xx: c.responses_4xx,
+        responses_5xx: c.responses_5xx,
+        requests_aborted: c.requests_aborted,
+        request_latency_sum_micros: c.request_latency_sum_micros,
+        requests_in_flight: c.requests_in_flight,
+        requests_probe: c.requests_probe,
+        requests_excluded_port: c.requests_excluded_port,
+        requests_loopback: c.requests_loopback,
+        receive_bytes: c.receive_bytes,
+        transmit_bytes: c.transmit_bytes,
+        receive_packets: c.receive_packets,
+        transmit_packets: c.transmit_packets,
+        connections_opened: c.connections_opened,
+        connections_closed: c.connections_closed,
+        tcp_retransmits: c.tcp_retransmits,
+        runqueue_wait_nanos: c.runqueue_wait_nanos,
+        runqueue_waits: c.runqueue_waits,
+        cpu_throttled_micros: c.cpu_throttled_micros,
+    }
+}

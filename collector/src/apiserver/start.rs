@@ -1,0 +1,185 @@
+//! Puts the role together: binds the ports, starts what follows and serves, decides when it is ready, and
+//! ends everything in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::args::Args;
+use super::demand::Demand;
+use super::hub::Hub;
+use super::metrics::Metrics;
+use super::tls::{Serving, server_config};
+use super::{external, follow, grpc, pods, serve};
+use crate::admin::{self, Readiness};
+
+/// A running role.
+pub struct Running {
+    /// Where the metrics API listens
+    pub api: SocketAddr,
+    /// Where agents and operators connect
+    pub report: SocketAddr,
+    /// Whether it can do its work
+    pub readiness: Readiness,
+    servers: JoinSet<anyhow::Result<()>>,
+    // Dropped, and so ended, after the servers have drained.
+    _background: JoinSet<()>,
+}
+
+impl Running {
+    /// Waits until everything has ended after the shutdown, or the first part that failed.
+    pub async fn finished(mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.servers.join_next().await {
+            ended.context("a part of the role panicked")??;
+        }
+        tracing::info!("ended");
+        Ok(())
+    }
+}
+
+/// Starts the role; it runs until `shutdown`.
+pub async fn start(
+    args: Args,
+    client: kube::Client,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Running> {
+    let Args {
+        address,
+        report_address,
+        admin_address,
+        namespace,
+        tls_secret,
+        tls_cert_file,
+        tls_key_file,
+        agent_service_account,
+        agents_timeout,
+        shutdown_delay,
+        demand_hold,
+    } = args;
+    let api = bind(address, "--address").await?;
+    let report = bind(report_address, "--report-address").await?;
+    let (api_address, report_address) = (api.local_addr()?, report.local_addr()?);
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let hub = Hub::new(client.clone(), Demand::new(demand_hold), metrics.clone());
+    let serving = Arc::new(Serving::default());
+    let synced = Arc::new(AtomicBool::new(false));
+    let readiness = Readiness::default();
+
+    let mut background = JoinSet::new();
+    match (tls_cert_file, tls_key_file) {
+        (Some(cert), Some(key)) => {
+            background.spawn(follow::files(cert, key, serving.clone()));
+        }
+        _ => {
+            let (client, serving, namespace) = (client.clone(), serving.clone(), namespace.clone());
+            background.spawn(async move {
+                follow::secret(client, &namespace, &tls_secret, serving).await;
+            });
+        }
+    }
+    background.spawn(follow::trust(client.clone(), hub.trust.clone()));
+    background.spawn(pods::pods(client.clone(), hub.clone(), synced.clone()));
+    background.spawn(pods::replica_sets(client, hub.clone()));
+    background.spawn({
+        let hub = hub.clone();
+        async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(2));
+            loop {
+                tick.tick().await;
+                hub.tick();
+            }
+        }
+    });
+
+    // Serving goes on for a while after the order to end, until nobody is sent here any more.
+    let stop = CancellationToken::new();
+    background.spawn({
+        let (hub, serving, readiness) = (hub.clone(), serving.clone(), readiness.clone());
+        let (stop, shutdown) = (stop.clone(), shutdown.clone());
+        async move {
+            tokio::select! {
+                () = become_ready(&hub, &serving, &synced, &readiness, agents_timeout) => {
+                    shutdown.cancelled().await;
+                }
+                () = shutdown.cancelled() => {}
+            }
+            readiness.set_not_ready("shutting down");
+            tokio::time::sleep(shutdown_delay).await;
+            stop.cancel();
+        }
+    });
+
+    let mut servers = JoinSet::new();
+    let api_tls = server_config(serving.clone(), true, &["h2", "http/1.1"])?;
+    let api_router = external::router(hub.clone());
+    let (m, s) = (metrics.clone(), stop.clone());
+    servers.spawn(async move {
+        serve::serve(api, api_tls, api_router, m, s).await;
+        Ok(())
+    });
+    let report_tls = server_config(serving, false, &["h2"])?;
+    let service = grpc::Service::new(hub, &namespace, &agent_service_account, stop.clone());
+    let s = stop.clone();
+    servers.spawn(async move {
+        serve::serve(report, report_tls, service.router(), metrics, s).await;
+        Ok(())
+    });
+    let ready = readiness.clone();
+    servers.spawn(async move { Ok(admin::serve(admin_address, registry, ready, stop).await?) });
+    tracing::info!(api = %api_address, report = %report_address, "serving");
+    Ok(Running {
+        api: api_address,
+        report: report_address,
+        readiness,
+        servers,
+        _background: background,
+    })
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can not listen on {address}; choose another {flag}"))
+}
+
+/// Waits for what the role can not do without, once. Afterwards nothing that happens to data makes it unready:
+/// an unavailable APIService would block the deletion of namespaces in the whole cluster.
+async fn become_ready(
+    hub: &Hub,
+    serving: &Serving,
+    synced: &AtomicBool,
+    readiness: &Readiness,
+    agents_timeout: Duration,
+) {
+    let mut look = tokio::time::interval(Duration::from_millis(100));
+    let mut known_since = None;
+    loop {
+        look.tick().await;
+        let missing = if !serving.is_set() {
+            "waiting for the serving certificate"
+        } else if hub.trust.load().is_none() {
+            "waiting for kube-system/extension-apiserver-authentication"
+        } else if !synced.load(Ordering::Relaxed) {
+            "waiting for the list of pods"
+        } else {
+            let since = *known_since.get_or_insert_with(tokio::time::Instant::now);
+            let (live, nodes) = hub.state().connected(hub.clock.now());
+            if live * 10 >= nodes * 9 || since.elapsed() >= agents_timeout {
+                tracing::info!(live, nodes, "agents connected");
+                readiness.set_ready();
+                return;
+            }
+            "waiting for the agents of 90 % of the nodes"
+        };
+        readiness.set_not_ready(missing);
+    }
+}
