@@ -16,17 +16,24 @@ struct Cli {
 #[derive(clap::Subcommand)]
 enum Role {
     /// Measure this node's pods and report them to every API server replica
-    Agent(agent::Args),
+    Agent(Box<agent::Args>),
     /// Ingest the agents' reports and serve external.metrics.k8s.io
-    Apiserver(apiserver::Args),
+    Apiserver(Box<apiserver::Args>),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+/// The agent reads and sends; a thread for each of the node's CPUs would only hold memory.
+const AGENT_THREADS: usize = 2;
+
+fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     cli.telemetry.init()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all();
     match cli.role {
-        Role::Agent(args) => agent::run(args).await,
-        Role::Apiserver(args) => apiserver::run(args).await,
+        Role::Agent(args) => runtime
+            .worker_threads(AGENT_THREADS)
+            .build()?
+            .block_on(agent::run(*args)),
+        Role::Apiserver(args) => runtime.build()?.block_on(apiserver::run(*args)),
     }
 }

@@ -118,9 +118,12 @@ async fn until_one_ends(
 /// Finds the pods and loads the programs, again and again until both worked.
 async fn start(args: &Args, readiness: &Readiness) -> (Kubepods, Probes) {
     loop {
-        match try_start(args) {
-            Ok(started) => return started,
-            Err(error) => readiness.set_not_ready(format!("{error:#}")),
+        let args = args.clone();
+        // The verifier takes seconds, and /healthz must answer meanwhile.
+        match tokio::task::spawn_blocking(move || try_start(&args)).await {
+            Ok(Ok(started)) => return started,
+            Ok(Err(error)) => readiness.set_not_ready(format!("{error:#}")),
+            Err(error) => readiness.set_not_ready(format!("loading the programs: {error}")),
         }
         tokio::time::sleep(RETRY).await;
     }

@@ -60,7 +60,7 @@ struct Checkpoint {
     samples: Vec<(String, Vec<u8>)>,
 }
 
-/// All that a replica needs before live batches make sense, oldest first.
+/// All that a replica needs before live batches make sense: an iterator of messages, oldest first.
 #[derive(Debug)]
 pub struct Snapshot {
     base_time: Time,
@@ -255,9 +255,11 @@ impl Checkpoint {
     }
 }
 
-impl Snapshot {
-    /// The next message to send; built one at a time, so that a minute of history is never decoded at once.
-    pub fn next(&mut self) -> Option<ReportRequest> {
+/// The messages to send; built one at a time, so that a minute of history is never decoded at once.
+impl Iterator for Snapshot {
+    type Item = ReportRequest;
+
+    fn next(&mut self) -> Option<ReportRequest> {
         if !self.base.is_empty() {
             let rest = self.base.len().saturating_sub(PODS_PER_MESSAGE);
             let chunk = self.base.split_off(rest);

@@ -262,12 +262,12 @@ async fn last(
 }
 
 async fn send_all(
-    mut snapshot: Snapshot,
+    snapshot: Snapshot,
     hello: &mut Option<Hello>,
     messages: &mpsc::Sender<ReportRequest>,
     metrics: &ReportMetrics,
 ) -> bool {
-    while let Some(mut message) = snapshot.next() {
+    for mut message in snapshot {
         message.hello = hello.take();
         if !send(message, messages, metrics).await {
             return false;
