@@ -95,7 +95,7 @@ pub async fn run(client: &Client) -> anyhow::Result<Measured> {
             "the load generator does not end"
         );
         // An answer that does not come must not stop the clock; the view then shows the last one.
-        let looked = look(client, &load, &recorders, &mut moment);
+        let looked = look(client, &mut moment);
         let _ = timeout(Duration::from_secs(3), looked).await;
         gather(&load, &recorders, &mut moment);
         peak_rate = peak_rate.max(moment.rate[0].unwrap_or(0.0));
