@@ -1,8 +1,10 @@
 //! Records and recognisers that the BPF programs and user space share: one definition, so that both sides
 //! agree. Nothing here allocates, reads a clock or calls the kernel.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod histogram;
+pub mod http1;
 
 /// A group of signals that is attached, wanted and degraded as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Brings the BPF toolchain (bpf-linker, the standard library's source) and builds ebpf/programs into
+# $CACHE/bpf/programs.o. Safe to run again and in parallel; never changes the machine outside $CACHE, except
+# for rustup's own component rust-src.
+#
+#   EBPF_SCALER_CACHE      where everything goes (default: <repository>/.cache)
+#   EBPF_SCALER_RUST_SRC   rustup | debian: take the source from there only (default: the first that works)
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cache=${EBPF_SCALER_CACHE:-$root/.cache}
+toolchain=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$root/rust-toolchain.toml")
+linker_version=0.10.4
+linker_features=rust-llvm-22
+# Where the programs' object comes to lie; collector/build.rs looks there.
+object=$cache/bpf/programs.o
+
+if [[ -f $root/hack/setup/lib.sh ]]; then
+  # shellcheck source=/dev/null
+  source "$root/hack/setup/lib.sh"
+fi
+declare -F say >/dev/null || say() { printf 'bpf: %s\n' "$*" >&2; }
+declare -F fail >/dev/null || fail() { say "$*"; exit 1; }
+
+mkdir -p "$cache/bpf" "$cache/tools"
+exec 9>"$cache/bpf/lock"
+flock 9
+
+install_linker() {
+  local have
+  have=$("$cache/tools/bin/bpf-linker" --version 2>/dev/null | awk '{print $2}') || true
+  [[ $have == "$linker_version" ]] && return
+  say "installing bpf-linker $linker_version into $cache/tools (about 2 minutes)"
+  (cd "$root" && cargo install --quiet bpf-linker --version "$linker_version" --locked \
+    --no-default-features --features "$linker_features" --root "$cache/tools")
+}
+
+# Sets std_source to the directory that holds library/, or leaves it empty when the toolchain has its own.
+find_std_source() {
+  local sysroot
+  sysroot=$(cd "$root" && rustc --print sysroot)
+  std_source=
+  if [[ ${EBPF_SCALER_RUST_SRC:-rustup} == rustup ]]; then
+    [[ -f $sysroot/lib/rustlib/src/rust/library/core/Cargo.toml ]] && return
+    say "adding rustup's component rust-src for $toolchain"
+    if command -v rustup >/dev/null &&
+      timeout 120 rustup component add rust-src --toolchain "$toolchain" >/dev/null 2>&1 &&
+      [[ -f $sysroot/lib/rustlib/src/rust/library/core/Cargo.toml ]]; then
+      return
+    fi
+    [[ -n ${EBPF_SCALER_RUST_SRC:-} ]] && fail "rustup could not add rust-src for $toolchain"
+    say "rustup can not be reached"
+  fi
+  debian_std_source
+}
+
+# Debian's package of the same version, read through an apt configuration of our own.
+debian_std_source() {
+  local to=$cache/rust-src/$toolchain apt=$cache/rust-src/apt mirror version
+  std_source=$to/usr/src/rustc-$toolchain
+  [[ -f $std_source/library/core/Cargo.toml ]] && return
+  command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
+    fail "rust-src $toolchain is needed: 'rustup component add rust-src --toolchain $toolchain', or run this on Debian"
+  mirror=$(debian_mirror)
+  [[ -n $mirror ]] || fail "no Debian mirror in the machine's apt sources; add rust-src with rustup instead"
+  say "fetching the package rust-src $toolchain from trixie-backports (45 MB)"
+  mkdir -p "$apt"/{lists,cache,download}/partial "$to"
+  printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s trixie-backports main\n' "$mirror" \
+    >"$apt/sources.list"
+  local options=(-qq -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
+    -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root)
+  apt-get "${options[@]}" update
+  version=$(apt-cache "${options[@]}" madison rust-src | awk -v v="$toolchain+" 'index($3, v) == 1 {print $3; exit}')
+  [[ -n $version ]] || fail "trixie-backports has no rust-src $toolchain; add it with rustup instead"
+  (cd "$apt/download" && apt-get "${options[@]}" download "rust-src=$version" && dpkg -x rust-src_*.deb "$to")
+  rm -rf "$apt"
+  [[ -f $std_source/library/core/Cargo.toml ]] || fail "the package has no library/core below $std_source"
+}
+
+# The mirror that the machine already trusts, from either format of apt's sources.
+debian_mirror() {
+  { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/^deb \(\[[^]]*\] \)\?\([^ ]*\) .*/\2/p'
+    sed -n 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null
+  } | grep -E '/debian/?$' | head -n 1 || true
+}
+
+# What the object depends on: sources, manifests, the tools' versions.
+fingerprint() {
+  {
+    printf '%s %s %s\n' "$toolchain" "$linker_version" "$linker_features"
+    cd "$root/ebpf" && find common/src common/Cargo.toml programs/src programs/Cargo.toml programs/Cargo.lock \
+      programs/.cargo/config.toml -type f -print0 | sort -z | xargs -0 sha256sum
+  } | sha256sum | cut -d' ' -f1
+}
+
+build() {
+  local want
+  want=$(fingerprint)
+  if [[ -f $object && -f $object.stamp && $(<"$object.stamp") == "$want" ]]; then
+    return
+  fi
+  say "building ebpf/programs (2 minutes the first time, then seconds)"
+  [[ -z $std_source ]] || export __CARGO_TESTS_ONLY_SRC_ROOT=$std_source/library
+  # -Z build-std is not yet stable; the compiler is the pinned stable one all the same.
+  (cd "$root/ebpf/programs" && PATH=$cache/tools/bin:$PATH RUSTC_BOOTSTRAP=1 \
+    CARGO_TARGET_DIR=$cache/bpf/target cargo build --quiet --release --locked)
+  cp "$cache/bpf/target/bpfel-unknown-none/release/programs" "$object.new"
+  mv "$object.new" "$object"
+  printf '%s\n' "$want" >"$object.stamp"
+  say "built $object"
+}
+
+install_linker
+find_std_source
+build
