@@ -1,0 +1,200 @@
+//! A scripted kernel: keeps slots, quarantine and generations as the real one promises to, and counts what
+//! a test tells it to. It never runs on its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use ebpf_scaler_collector::agent::kernel::Kernel;
+use ebpf_scaler_collector::agent::probes::{Family, ProbeError, Reading, Slot, Statistics};
+
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    taken: bool,
+    reading: Reading,
+}
+
+#[derive(Default)]
+struct State {
+    places: Vec<Place>,
+    assigned: BTreeMap<u64, Slot>,
+    quarantine: BTreeMap<u64, Slot>,
+    changed: BTreeSet<Slot>,
+    wanted: BTreeSet<Family>,
+    broken: BTreeSet<Family>,
+    /// Requests that found no slot, or one that is somebody else's now.
+    lost: u64,
+}
+
+/// Clones share the state, so that a test keeps one while the agent owns another.
+#[derive(Clone)]
+pub struct FakeKernel(Arc<Mutex<State>>);
+
+#[allow(dead_code, reason = "each test binary uses some")]
+impl FakeKernel {
+    pub fn new(slots: usize) -> Self {
+        let mut state = State::default();
+        state.places.resize_with(slots, Place::default);
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// The cgroup serves requests; the kernel may not know the cgroup yet.
+    pub fn serve(&self, cgroup_id: u64, requests: u64) {
+        let mut state = self.0.lock().unwrap();
+        let slot = match state
+            .assigned
+            .get(&cgroup_id)
+            .or(state.quarantine.get(&cgroup_id))
+        {
+            Some(slot) => Some(*slot),
+            None => {
+                let slot = state.allocate();
+                if let Some(slot) = slot {
+                    state.quarantine.insert(cgroup_id, slot);
+                }
+                slot
+            }
+        };
+        match slot.filter(|slot| state.is_current(*slot)) {
+            Some(slot) => {
+                let reading = &mut state.places[slot.index as usize].reading;
+                reading.counters.requests += requests;
+                reading.request_latency[5] += requests;
+                state.changed.insert(slot);
+            }
+            None => state.lost += requests,
+        }
+    }
+
+    pub fn set_in_flight(&self, cgroup_id: u64, requests: u64) {
+        let mut state = self.0.lock().unwrap();
+        let slot = state.assigned[&cgroup_id];
+        state.places[slot.index as usize]
+            .reading
+            .counters
+            .requests_in_flight = requests;
+        state.changed.insert(slot);
+    }
+
+    pub fn break_family(&self, family: Family) {
+        self.0.lock().unwrap().broken.insert(family);
+    }
+
+    pub fn slots_taken(&self) -> usize {
+        self.0
+            .lock()
+            .unwrap()
+            .places
+            .iter()
+            .filter(|p| p.taken)
+            .count()
+    }
+
+    pub fn lost(&self) -> u64 {
+        self.0.lock().unwrap().lost
+    }
+
+    pub fn wanted(&self) -> BTreeSet<Family> {
+        self.0.lock().unwrap().wanted.clone()
+    }
+
+    pub fn assigned(&self) -> usize {
+        self.0.lock().unwrap().assigned.len()
+    }
+}
+
+impl State {
+    fn allocate(&mut self) -> Option<Slot> {
+        let (index, place) = self.places.iter_mut().enumerate().find(|(_, p)| !p.taken)?;
+        place.taken = true;
+        place.generation += 1;
+        place.reading = Reading::default();
+        Some(Slot {
+            index: index as u32,
+            generation: place.generation,
+        })
+    }
+
+    fn is_current(&self, slot: Slot) -> bool {
+        let place = &self.places[slot.index as usize];
+        place.taken && place.generation == slot.generation
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn degraded(&self) -> Vec<(Family, String)> {
+        let broken = self.0.lock().unwrap().broken.clone();
+        broken
+            .into_iter()
+            .map(|f| (f, "scripted".to_owned()))
+            .collect()
+    }
+
+    fn set_wanted(&mut self, families: &BTreeSet<Family>) -> Vec<(Family, String)> {
+        self.0.lock().unwrap().wanted.clone_from(families);
+        self.degraded()
+    }
+
+    fn active(&self) -> BTreeSet<Family> {
+        let state = self.0.lock().unwrap();
+        state.wanted.difference(&state.broken).copied().collect()
+    }
+
+    fn allocate(&mut self) -> Option<Slot> {
+        self.0.lock().unwrap().allocate()
+    }
+
+    fn release(&mut self, slot: Slot) {
+        let mut state = self.0.lock().unwrap();
+        assert!(state.is_current(slot), "released twice: {slot:?}");
+        state.places[slot.index as usize].taken = false;
+        state.assigned.retain(|_, s| *s != slot);
+    }
+
+    fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError> {
+        let mut state = self.0.lock().unwrap();
+        assert!(state.is_current(slot), "assigned to a stale slot: {slot:?}");
+        state.quarantine.remove(&cgroup_id);
+        state.assigned.insert(cgroup_id, slot);
+        Ok(())
+    }
+
+    fn unassign(&mut self, cgroup_id: u64) {
+        self.0.lock().unwrap().assigned.remove(&cgroup_id);
+    }
+
+    fn quarantined(&mut self) -> Vec<(u64, Slot)> {
+        let state = self.0.lock().unwrap();
+        state
+            .quarantine
+            .iter()
+            .map(|(id, slot)| (*id, *slot))
+            .collect()
+    }
+
+    fn forget_quarantined(&mut self, cgroup_id: u64) {
+        let mut state = self.0.lock().unwrap();
+        if let Some(slot) = state.quarantine.remove(&cgroup_id) {
+            state.places[slot.index as usize].taken = false;
+        }
+    }
+
+    fn changed(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.0.lock().unwrap().changed)
+            .into_iter()
+            .collect()
+    }
+
+    fn read(&self, slot: Slot) -> Reading {
+        let state = self.0.lock().unwrap();
+        if state.is_current(slot) {
+            state.places[slot.index as usize].reading.clone()
+        } else {
+            Reading::default()
+        }
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics::default()
+    }
+}
