@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::index::Index;
 use crate::metric::Family;
 use crate::node::{Batch, Hello, Node, Received, Source};
+use crate::tally::{Tally, Workload};
 use crate::time::Time;
 
 /// A UID that no pod is known to have is held this long with its history, then only with where it stands.
@@ -18,6 +19,7 @@ pub struct State {
     /// Pods and owners
     pub index: Index,
     nodes: HashMap<Arc<str>, Node>,
+    tally: Tally,
 }
 
 impl State {
@@ -44,13 +46,28 @@ impl State {
             let pod = index.by_cgroup_uid(uid);
             pod.is_some_and(|p| p.facts.node.as_deref().is_some_and(|n| n != node))
         };
-        match self.nodes.get_mut(node) {
-            Some(known) => known.receive(agent_epoch, batch, elsewhere, now),
-            None => Received {
+        let Some(known) = self.nodes.get_mut(node) else {
+            return Received {
                 late: true,
                 ..Received::default()
-            },
+            };
+        };
+        let own = batch.samples.iter().filter(|(uid, _)| !elsewhere(uid));
+        let counters: Vec<_> = own
+            .map(|(uid, s)| (uid.clone(), s.epoch, s.counters.requests))
+            .collect();
+        let received = known.receive(agent_epoch, batch, elsewhere, now);
+        if !received.late {
+            for (uid, epoch, requests) in counters {
+                self.tally.read(&uid, epoch, requests, now);
+            }
         }
+        received
+    }
+
+    /// Requests that each workload has had since this was last asked.
+    pub fn drain_requests(&mut self) -> HashMap<Workload, u64> {
+        self.tally.drain(&self.index)
     }
 
     /// How many of the nodes that run pods have a live agent, and how many there are.
@@ -82,6 +99,7 @@ impl State {
     pub fn sweep(&mut self, now: Time) {
         self.index.sweep(now);
         let index = &self.index;
+        self.tally.sweep(index, now);
         self.nodes.retain(|_, node| {
             node.sweep(
                 |uid, tracked| match index.by_cgroup_uid(uid) {

@@ -84,6 +84,9 @@ impl Hub {
     pub fn tick(&self) {
         let (mut state, now) = self.change();
         state.sweep(now);
+        for ((namespace, workload), count) in state.drain_requests() {
+            self.metrics.workload(&namespace, &workload, count);
+        }
         let (live, nodes) = state.connected(now);
         let coverage = Family::ALL.map(|f| (f, state.coverage(f, now)));
         self.metrics.pods.set(state.index.len() as i64);

@@ -25,6 +25,15 @@ pub struct ReasonLabels {
     pub reason: &'static str,
 }
 
+/// A workload; both are empty for all those beyond the limit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WorkloadLabels {
+    /// Its namespace
+    pub namespace: String,
+    /// Name of the Deployment, StatefulSet, ... at the top of its pods' owners
+    pub workload: String,
+}
+
 /// A family of signals.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FamilyLabels {
@@ -61,6 +70,8 @@ pub struct Metrics {
     pub denied: Family<ReasonLabels, Counter>,
     /// TLS connections open
     pub connections: Gauge,
+    /// Requests of each workload's pods since this replica knows them
+    workload_requests: Family<WorkloadLabels, Counter>,
 }
 
 impl Metrics {
@@ -80,6 +91,7 @@ impl Metrics {
             query_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             denied: Family::default(),
             connections: Gauge::default(),
+            workload_requests: Family::default(),
         };
         let m = metrics.clone();
         let r = registry.sub_registry_with_prefix("ebpf_scaler_apiserver");
@@ -121,6 +133,11 @@ impl Metrics {
             m.denied,
         );
         r.register("connections", "TLS connections open", m.connections);
+        r.register(
+            "workload_requests",
+            "Requests counted for each workload, also by pods that have gone",
+            m.workload_requests,
+        );
         metrics
     }
 
@@ -139,6 +156,15 @@ impl Metrics {
                 .get_or_create(&ReasonLabels { reason })
                 .inc_by(count as u64);
         }
+    }
+
+    /// `count` more requests of a workload.
+    pub fn workload(&self, namespace: &str, workload: &str, count: u64) {
+        let labels = WorkloadLabels {
+            namespace: namespace.to_owned(),
+            workload: workload.to_owned(),
+        };
+        self.workload_requests.get_or_create(&labels).inc_by(count);
     }
 
     /// Somebody was turned away.
