@@ -76,6 +76,8 @@ pub fn controller_manager() -> Program {
             format!("--authorization-kubeconfig={kubeconfig}"),
             "--leader-elect=false".to_owned(),
             "--use-service-account-credentials=true".to_owned(),
+            // Its default would make a folder in the host's /usr.
+            "--flex-volume-plugin-dir=/run/node/volume-plugins".to_owned(),
             format!("--service-account-private-key-file={PKI}/sa.key"),
             format!("--root-ca-file={PKI}/ca.crt"),
             format!("--cluster-signing-cert-file={PKI}/ca.crt"),

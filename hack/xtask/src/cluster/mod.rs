@@ -108,7 +108,7 @@ impl Cluster {
                 return Ok(cluster);
             }
             progress.say("is broken or half made: it is made anew");
-            cluster.remove()?;
+            remove(&options.name)?;
         }
         let provider = match options.provider {
             Provider::Auto => choose()?,
@@ -140,21 +140,15 @@ impl Cluster {
     pub fn down(name: &str) -> anyhow::Result<()> {
         state::check_name(name)?;
         let _lock = Lock::take(name)?;
-        match Record::load(name) {
-            Ok(Some(record)) => {
-                let progress = Progress::new(&format!("cluster {name}"));
-                Self { record }.remove()?;
-                progress.say("is down");
-            }
-            Ok(None) => println!("there is no cluster {name}"),
-            Err(error) => return Err(error),
+        let folder = state::folder(name);
+        if !folder.exists() {
+            println!("there is no cluster {name}");
+            return Ok(());
         }
+        let progress = Progress::new(&format!("cluster {name}"));
+        remove(name)?;
+        progress.say("is down");
         Ok(())
-    }
-
-    fn remove(&self) -> anyhow::Result<()> {
-        self.record.journal().undo()?;
-        state::remove_folder(&self.record.folder())
     }
 
     /// Its name.
@@ -210,6 +204,14 @@ impl Cluster {
             _ => self.record.ready && answers(),
         }
     }
+}
+
+/// Removes everything that a cluster made. Without a record there is still the journal: an earlier
+/// removal may have ended in the middle.
+fn remove(name: &str) -> anyhow::Result<()> {
+    let folder = state::folder(name);
+    state::journal(name).undo()?;
+    state::remove_folder(&folder)
 }
 
 /// What is best here.

@@ -16,7 +16,7 @@ use super::{
     process::{self, Process},
 };
 
-/// Process 1 of a namespace must outlive all and collect orphans; a shell that waits does both.
+/// Process 1 of a node must outlive all others and collect orphans; a shell that waits does both.
 const FOREVER: &str = "while :; do sleep 1000000 & wait; done";
 
 /// Gives a node its own view of the few folders that its programs write to by fixed names.
@@ -30,6 +30,19 @@ mkdir "$node/run/cluster" "$node/run/node" "$node/run/bin"
 mount --bind "$cluster" "$node/run/cluster"
 mount --bind "$node" "$node/run/node"
 mount --bind "$bin" "$node/run/bin"
+# A kubelet sets these for the whole machine, unless it finds them as it wants them.
+mkdir "$node/run/sysctl"
+while read -r file value; do
+    echo "$value" >"$node/run/sysctl/${file##*/}"
+    mount --bind "$node/run/sysctl/${file##*/}" "/proc/sys/$file"
+done <<'end'
+vm/overcommit_memory 1
+vm/panic_on_oom 0
+kernel/panic 10
+kernel/panic_on_oops 1
+kernel/keys/root_maxkeys 1000000
+kernel/keys/root_maxbytes 25000000
+end
 mount --rbind "$node/run" /run
 mount --bind /run/node/lib /var/lib
 mount --bind /run/node/log /var/log
@@ -57,14 +70,7 @@ impl Sandbox {
             journal,
             what,
             log,
-            Command::new("unshare").args([
-                "--net",
-                "--fork",
-                "--kill-child",
-                "bash",
-                "-c",
-                FOREVER,
-            ]),
+            Command::new("unshare").args(["--net", "sleep", "infinity"]),
         )?;
         let sandbox = Self::of(holder, false);
         sandbox.wait(log, || sandbox.has_own_network())?;

@@ -53,6 +53,11 @@ pub fn folder(name: &str) -> PathBuf {
     cache().join("clusters").join(name)
 }
 
+/// What a cluster has made; it is there even when the record is not.
+pub fn journal(name: &str) -> Journal {
+    Journal::at(&folder(name).join("journal"))
+}
+
 /// A name becomes part of host names, paths and control groups.
 pub fn check_name(name: &str) -> anyhow::Result<()> {
     let is_good = !name.is_empty()
@@ -110,7 +115,7 @@ impl Record {
     }
 
     pub fn journal(&self) -> Journal {
-        Journal::at(&self.folder().join("journal"))
+        journal(&self.name)
     }
 }
 
