@@ -173,6 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_has_its_variable_and_a_help_text() {
+        use clap::CommandFactory;
+        let command = Cli::command();
+        let flags = command.get_arguments().filter(|a| a.get_id() != "help");
+        for flag in flags {
+            let name = flag.get_id().as_str();
+            let variable = flag.get_env().unwrap().to_str().unwrap();
+            assert_eq!(variable, format!("EBPF_SCALER_{}", name.to_uppercase()));
+            assert!(flag.get_help().is_some(), "{name}");
+        }
+    }
+
+    #[test]
     fn impossible_values_name_their_flag() {
         let args = Cli::parse_from(["agent", "--interval", "1ms"]).args;
         let error = args.validate().unwrap_err().to_string();
