@@ -1,0 +1,200 @@
+//! What of the past later decisions need, in bounded memory. Never longer than the longest window
+//! that a user can ask for.
+
+use std::{collections::VecDeque, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Decision, Observation, Policy, Reading, Sample, Time,
+    evidence::{Recent, Short},
+};
+
+/// The longest stabilization window and the longest policy period that a spec can have.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// What of the past counts. `default()` is that of a scaler never seen before.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    started: Option<Time>,
+    /// Recommendations that a later, larger one does not make irrelevant: values fall.
+    highs: VecDeque<(Time, i32)>,
+    /// The same for small ones: values rise.
+    lows: VecDeque<(Time, i32)>,
+    ups: VecDeque<(Time, i32)>,
+    downs: VecDeque<(Time, i32)>,
+    burst_until: Option<Time>,
+    failing_since: Option<Time>,
+    last_scale: Option<Time>,
+    /// Since when as many replicas are ready as are asked for.
+    ready_since: Option<Time>,
+    recent: Vec<(String, Recent)>,
+}
+
+impl History {
+    /// Remembers a decision, changed or not. Call it once for each, in the order of time.
+    pub fn record(
+        &mut self,
+        observation: &Observation,
+        policy: &Policy,
+        decision: &Decision,
+        now: Time,
+    ) {
+        if self.started.is_none() {
+            self.started = Some(now);
+            // As the HPA: the replicas found are a recommendation, so a restart lowers nothing.
+            self.recommend(decision.current, now);
+        }
+        if let Some(n) = decision.recommendation {
+            self.recommend(n, now);
+        }
+        self.burst_until = decision.burst_until;
+        let all_missing = !observation.metrics.is_empty()
+            && observation
+                .metrics
+                .iter()
+                .all(|m| matches!(m, Reading::Missing(_)));
+        self.failing_since = match (all_missing, self.failing_since) {
+            (false, _) => None,
+            (true, since) => since.or(Some(now)),
+        };
+        let ready = observation.ready_replicas >= observation.spec_replicas;
+        self.ready_since = match (ready, self.ready_since) {
+            (false, _) => None,
+            (true, since) => since.or(Some(now)),
+        };
+        for (metric, reading) in policy.metrics.iter().zip(&observation.metrics) {
+            if let Reading::Known(sample) = reading {
+                self.remember(&metric.name, metric.burst_window, sample);
+            }
+        }
+        self.recent
+            .retain(|(name, _)| policy.metrics.iter().any(|m| m.name == *name));
+    }
+
+    fn remember(&mut self, name: &str, burst_window: Option<Duration>, sample: &Sample) {
+        let Some(burst_window) = burst_window else {
+            return;
+        };
+        let Some(short) = Short::of(sample, burst_window) else {
+            return;
+        };
+        match self.recent.iter_mut().find(|(n, _)| n == name) {
+            Some((_, recent)) => recent.push(short),
+            None => {
+                let mut recent = Recent::default();
+                recent.push(short);
+                self.recent.push((name.to_owned(), recent));
+            }
+        }
+    }
+
+    fn recommend(&mut self, n: i32, now: Time) {
+        while self.highs.back().is_some_and(|(_, v)| *v <= n) {
+            self.highs.pop_back();
+        }
+        self.highs.push_back((now, n));
+        while self.lows.back().is_some_and(|(_, v)| *v >= n) {
+            self.lows.pop_back();
+        }
+        self.lows.push_back((now, n));
+        for queue in [&mut self.highs, &mut self.lows] {
+            while queue.front().is_some_and(|(t, _)| now.since(*t) > LONGEST) {
+                queue.pop_front();
+            }
+        }
+    }
+
+    /// Remembers that replicas were really written.
+    pub fn scaled(&mut self, from: i32, to: i32, now: Time) {
+        let change = to.saturating_sub(from);
+        match change {
+            0 => return,
+            1.. => self.ups.push_back((now, change)),
+            _ => self.downs.push_back((now, change.saturating_neg())),
+        }
+        self.last_scale = Some(now);
+        self.ready_since = None;
+        for queue in [&mut self.ups, &mut self.downs] {
+            while queue.front().is_some_and(|(t, _)| now.since(*t) > LONGEST) {
+                queue.pop_front();
+            }
+        }
+    }
+
+    /// The largest recommendation after `now - window` (or exactly then, if `inclusive`).
+    pub(crate) fn highest(&self, window: Duration, inclusive: bool, now: Time) -> Option<i32> {
+        newest_from(&self.highs, window, inclusive, now)
+    }
+
+    /// The smallest recommendation after `now - window`.
+    pub(crate) fn lowest(&self, window: Duration, now: Time) -> Option<i32> {
+        newest_from(&self.lows, window, false, now)
+    }
+
+    /// Whether nothing has been recorded yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.started.is_none()
+    }
+
+    /// Replicas added and removed within `period`.
+    pub(crate) fn changes(&self, period: Duration, now: Time) -> (i32, i32) {
+        let sum = |q: &VecDeque<(Time, i32)>| {
+            q.iter()
+                .rev()
+                .take_while(|(t, _)| t.within(period, now))
+                .fold(0i32, |a, (_, n)| a.saturating_add(*n))
+        };
+        (sum(&self.ups), sum(&self.downs))
+    }
+
+    /// The end of a burst that is still on.
+    pub(crate) fn burst_until(&self, now: Time) -> Option<Time> {
+        self.burst_until.filter(|t| *t > now)
+    }
+
+    pub(crate) fn failing_for(&self, now: Time) -> Option<Duration> {
+        self.failing_since.map(|t| now.since(t))
+    }
+
+    /// Whether a window of this length lies after the first decision.
+    pub(crate) fn has_seen(&self, window: Duration, now: Time) -> bool {
+        self.started.is_some_and(|t| now.since(t) >= window)
+    }
+
+    /// Whether the effect of the last step can be seen in a window of this length.
+    pub(crate) fn settled(&self, window: Duration, now: Time) -> bool {
+        let after = |t: Option<Time>| t.is_none_or(|t| now.since(t) >= window);
+        match self.last_scale {
+            None => self.has_seen(window, now),
+            Some(_) => {
+                after(self.last_scale) && self.ready_since.is_some() && after(self.ready_since)
+            }
+        }
+    }
+
+    pub(crate) fn recent(&self, name: &str) -> Option<&Recent> {
+        self.recent.iter().find(|(n, _)| n == name).map(|(_, r)| r)
+    }
+
+    /// When replicas were last written.
+    #[must_use]
+    pub fn last_scale(&self) -> Option<Time> {
+        self.last_scale
+    }
+}
+
+/// In a queue whose values fall (or rise), the first that is young enough is the extreme.
+fn newest_from(
+    queue: &VecDeque<(Time, i32)>,
+    window: Duration,
+    inclusive: bool,
+    now: Time,
+) -> Option<i32> {
+    let young = |t: Time| {
+        let age = now.since(t);
+        age < window || (inclusive && age == window)
+    };
+    let first = queue.partition_point(|(t, _)| !young(*t));
+    queue.get(first).map(|(_, n)| *n)
+}
