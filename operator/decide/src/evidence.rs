@@ -9,6 +9,11 @@ use crate::{Sample, Time, WindowSample};
 
 /// Short readings kept for each metric; at 4 a second, the last two seconds and a little.
 const KEPT: usize = 12;
+/// Nodes report once in this time, each at a phase of its own: only between readings that are whole
+/// periods apart has every node's window moved by as much as the time that passed.
+const PERIOD: u128 = 250;
+/// How exactly nodes keep that time, in milliseconds.
+const JITTER: u128 = 40;
 /// A reading says something about clumping only if so many events are behind two of them.
 const FEW: f64 = 10.0;
 /// How many pairs of readings the clumping is averaged over.
@@ -113,7 +118,9 @@ impl Recent {
         self.shorts.iter().rev().filter_map(move |s| {
             let before = before?;
             let d = now.sampled.since(s.sampled);
+            let off = (d.as_millis() + JITTER) % PERIOD;
             if s.window != now.window
+                || off > 2 * JITTER
                 || d < Duration::from_millis(200)
                 || d >= now.window.mul_f64(0.85)
             {

@@ -20,9 +20,9 @@ const BURST: f64 = 4.0;
 const FOLLOW: f64 = 1.0;
 const FOLLOW_SHORT: f64 = 2.0;
 /// Replicas are for what the load is at least, with this many deviations of doubt.
-const DOUBT: f64 = 1.0;
+const DOUBT: f64 = 0.7;
 /// The same for a part of the shortest window, of which there are several to choose from.
-const FRESH_DOUBT: f64 = 2.0;
+const FRESH_DOUBT: f64 = 1.7;
 /// Events beyond a quantile below which the quantile itself says nothing.
 const TAIL: f64 = 5.0;
 /// A latency's step is at most this share of the replicas.
