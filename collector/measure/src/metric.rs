@@ -164,6 +164,8 @@ impl fmt::Display for Metric {
 /// A span over which a metric is taken. The set is fixed, so that replicas and dashboards compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Window {
+    /// 1 second: the operator sees a step of load in it before it fills the burst window
+    S1,
     /// 3 seconds: bursts
     S3,
     /// 10 seconds
@@ -178,7 +180,14 @@ pub enum Window {
 
 impl Window {
     /// Every window, shortest first.
-    pub const ALL: [Self; 5] = [Self::S3, Self::S10, Self::S30, Self::S60, Self::M5];
+    pub const ALL: [Self; 6] = [
+        Self::S1,
+        Self::S3,
+        Self::S10,
+        Self::S30,
+        Self::S60,
+        Self::M5,
+    ];
 
     /// What a query that names no window gets.
     pub const DEFAULT: Self = Self::S30;
@@ -186,6 +195,7 @@ impl Window {
     /// Its length in seconds.
     pub const fn seconds(self) -> u32 {
         match self {
+            Self::S1 => 1,
             Self::S3 => 3,
             Self::S10 => 10,
             Self::S30 => 30,
@@ -204,7 +214,7 @@ impl Window {
         Self::ALL.into_iter().find(|w| w.seconds() == seconds)
     }
 
-    /// Reads `3s`, `10s`, `30s`, `60s` (or `1m`) and `5m` (or `300s`).
+    /// Reads `1s`, `3s`, `10s`, `30s`, `60s` (or `1m`) and `5m` (or `300s`).
     pub fn parse(text: &str) -> Option<Self> {
         let (number, scale) = match text.strip_suffix('m') {
             Some(minutes) => (minutes, 60),
@@ -216,6 +226,7 @@ impl Window {
     /// The window as selectors write it.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::S1 => "1s",
             Self::S3 => "3s",
             Self::S10 => "10s",
             Self::S30 => "30s",
