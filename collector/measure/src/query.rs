@@ -47,7 +47,7 @@ pub enum QueryError {
         example: &'static str,
     },
     /// Not one of the fixed windows.
-    #[error("window {text:?} is not one of 3s, 10s, 30s, 60s, 5m")]
+    #[error("window {text:?} is not one of 1s, 3s, 10s, 30s, 60s, 5m")]
     Window {
         /// What was asked for.
         text: String,
@@ -144,7 +144,7 @@ mod tests {
         for (text, says) in [
             (
                 "ebpfscaler.io/window=7s",
-                "is not one of 3s, 10s, 30s, 60s, 5m",
+                "is not one of 1s, 3s, 10s, 30s, 60s, 5m",
             ),
             ("ebpfscaler.io/window in (3s,10s)", "exactly one value"),
             ("ebpfscaler.io/window", "exactly one value"),

@@ -135,7 +135,7 @@ impl Client {
         let windows = wanted.window_seconds.iter().map(|seconds| {
             Window::from_seconds(*seconds).ok_or_else(|| {
                 bad(format!(
-                    "window {seconds} s is not one of 3, 10, 30, 60, 300"
+                    "window {seconds} s is not one of 1, 3, 10, 30, 60, 300"
                 ))
             })
         });
