@@ -31,13 +31,13 @@ pub struct Hello {
 pub struct Batch {
     /// A checkpoint of the past
     pub replay: bool,
-    /// The node's monotonic clock at the reading, microseconds
+    /// The node's monotonic clock at the reading, microseconds. Batches of one time are one reading in parts.
     pub at: u64,
-    /// Pods that changed or are new; the first batch of a log has all
+    /// Pods that changed or are new; the first reading that is no replay has all
     pub samples: Vec<(Arc<str>, Sample)>,
     /// Pods whose cgroup is gone
     pub gone: Vec<Arc<str>>,
-    /// What is measured now
+    /// What was measured then; in a replay, empty means that the agent does not say
     pub families: Vec<Family>,
 }
 
@@ -70,12 +70,14 @@ pub struct Tracked {
 pub struct Log {
     agent_epoch: u64,
     degraded: BTreeMap<Family, String>,
-    begun: bool,
-    first: u64,
+    /// The node's clock at the first reading.
+    first: Option<u64>,
+    /// At the reading before the latest, and at the latest.
+    before: u64,
     last: u64,
     arrived: Option<Time>,
-    /// Whether the first current batch, which has every pod, was taken in.
-    loaded: bool,
+    /// The node's clock at the first current reading, which has every pod.
+    loaded: Option<u64>,
     since: BTreeMap<Family, u64>,
     pods: HashMap<Arc<str>, Tracked>,
 }
@@ -85,11 +87,11 @@ impl Log {
         Self {
             agent_epoch: hello.agent_epoch,
             degraded: hello.degraded.clone(),
-            begun: false,
-            first: 0,
+            first: None,
+            before: 0,
             last: 0,
             arrived: None,
-            loaded: false,
+            loaded: None,
             since: BTreeMap::new(),
             pods: HashMap::new(),
         }
@@ -126,22 +128,25 @@ impl Log {
     }
 
     fn is_ready(&self) -> bool {
-        self.loaded && self.last - self.first >= MIN_SEEN
+        let first = self.first.unwrap_or(self.last);
+        self.loaded.is_some() && self.last - first >= MIN_SEEN
     }
 
     fn receive(&mut self, batch: Batch, foreign: impl Fn(&str) -> bool, now: Time) -> Received {
         let mut received = Received::default();
-        if self.begun && batch.at <= self.last {
+        if batch.at < self.last {
             received.late = true;
             return received;
         }
-        if !self.begun {
-            (self.begun, self.first, self.last) = (true, batch.at, batch.at);
+        if batch.at > self.last {
+            self.before = self.first.map_or(batch.at, |_| self.last);
+            self.last = batch.at;
         }
-        let before = self.last;
-        self.since.retain(|f, _| batch.families.contains(f));
-        for family in batch.families {
-            self.since.entry(family).or_insert(batch.at);
+        let first = *self.first.get_or_insert(batch.at);
+        self.families(&batch, first);
+        if !batch.replay {
+            self.arrived = Some(now);
+            self.loaded.get_or_insert(batch.at);
         }
         for (uid, sample) in batch.samples {
             if foreign(&uid) {
@@ -149,7 +154,7 @@ impl Log {
             } else if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&uid) {
                 received.overflow += 1;
             } else {
-                self.take(uid, &sample, (before, batch.at), now);
+                self.take(uid, &sample, first, now);
                 received.accepted += 1;
             }
         }
@@ -158,15 +163,28 @@ impl Log {
                 tracked.gone.get_or_insert(now);
             }
         }
-        self.last = batch.at;
-        if !batch.replay {
-            self.arrived = Some(now);
-            self.loaded = true;
-        }
         received
     }
 
-    fn take(&mut self, uid: Arc<str>, sample: &Sample, (before, at): (u64, u64), now: Time) {
+    fn families(&mut self, batch: &Batch, first: u64) {
+        if batch.replay && batch.families.is_empty() {
+            return;
+        }
+        self.since.retain(|f, _| batch.families.contains(f));
+        for family in &batch.families {
+            // What is always on was on in the replay too; what follows demand is only known to be on now.
+            let always = *family != Family::RunQueue;
+            let since = if always && self.loaded.is_none() {
+                first
+            } else {
+                batch.at
+            };
+            self.since.entry(*family).or_insert(since);
+        }
+    }
+
+    fn take(&mut self, uid: Arc<str>, sample: &Sample, first: u64, now: Time) {
+        let (before, at) = (self.before, self.last);
         if let Some(tracked) = self.pods.get_mut(&uid) {
             tracked.gone = None;
             if tracked.series.epoch() == sample.epoch {
@@ -177,12 +195,12 @@ impl Log {
             }
             return;
         }
-        // After the first full batch a pod that appears is new: all it has done, it did since the batch
+        // After the first full reading a pod that appears is new: all it has done, it did since the reading
         // before. Until then a pod may just not have been told yet, and its past is not ours to count.
-        let series = if self.loaded {
-            Series::from_birth(sample, self.first, before, at)
+        let series = if self.loaded.is_some_and(|loaded| at > loaded) {
+            Series::from_birth(sample, first, before, at)
         } else {
-            Series::from_reading(sample, self.first, at)
+            Series::from_reading(sample, first, at)
         };
         let tracked = Tracked {
             series,

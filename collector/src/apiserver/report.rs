@@ -105,6 +105,10 @@ fn receive(
             "the first message has to say hello",
         ));
     };
+    if message.monotonic_micros == 0 {
+        // The agent has not read anything yet.
+        return Ok(epoch);
+    }
     let (batch, malformed) = batch(message);
     let (mut state, now) = hub.change();
     let received = state.report(node, epoch, batch, now);
