@@ -10,6 +10,7 @@ pub mod query;
 pub mod selector;
 pub mod series;
 pub mod state;
+mod sum;
 pub mod tally;
 pub mod time;
 pub mod totals;

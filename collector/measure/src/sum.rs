@@ -1,0 +1,101 @@
+//! Adding up what pods did in one window: which counters a metric is made of, and how it becomes a value.
+
+use crate::answer::WindowValue;
+use crate::metric::{Aggregation, Metric, Window};
+use crate::node::Tracked;
+use crate::quantile::Merged;
+use crate::series::Added;
+use crate::totals::Total;
+
+/// One window's sums over pods.
+#[derive(Debug, Default)]
+pub(crate) struct Sum {
+    value: f64,
+    events: u64,
+    /// Seconds seen, summed over the pods that are expected
+    pub(crate) covered: f64,
+    merged: Option<Merged>,
+}
+
+impl Sum {
+    /// Adds what a pod did in the window that ends at `end` by its node's clock; nothing before `not_before`.
+    pub(crate) fn absorb(
+        &mut self,
+        metric: Metric,
+        tracked: &Tracked,
+        window: Window,
+        (end, not_before): (u64, u64),
+    ) -> f64 {
+        let series = &tracked.series;
+        let Added { totals, covered } = series.added(end, window.micros(), not_before);
+        if let Aggregation::Quantile(which, _) = metric.aggregation() {
+            let merged = self.merged.get_or_insert_default();
+            series.merge(which, (end, window.micros(), not_before), merged);
+        }
+        let (amount, events) = amount_and_events(metric, |total| totals.get(total));
+        self.events += events;
+        let seconds = covered as f64 / 1e6;
+        if covered > 0 {
+            self.value += amount / seconds;
+        }
+        seconds
+    }
+
+    /// `pods` are those whose values are in it.
+    pub(crate) fn close(&self, metric: Metric, window: Window, pods: usize) -> WindowValue {
+        let (value, events) = match (metric.aggregation(), &self.merged) {
+            (Aggregation::Quantile(_, q), Some(merged)) => {
+                (merged.quantile(q).unwrap_or(0) as f64, merged.total())
+            }
+            (Aggregation::MeanRatio, _) => (self.value / pods.max(1) as f64, self.events),
+            _ => (self.value, self.events),
+        };
+        WindowValue {
+            window,
+            value,
+            events,
+            covered_seconds: self.covered / pods.max(1) as f64,
+        }
+    }
+}
+
+/// What a metric counts, per second of which it is the value, and how many events that was.
+fn amount_and_events(metric: Metric, get: impl Fn(Total) -> u64) -> (f64, u64) {
+    use Metric as M;
+    let packets = || get(Total::ReceivePackets) + get(Total::TransmitPackets);
+    let (amount, events) = match metric {
+        M::RequestsPerSecond => (get(Total::Requests) as f64, get(Total::Requests)),
+        M::RequestsInFlight => (
+            get(Total::InFlightMicros) as f64 / 1e6,
+            get(Total::Requests),
+        ),
+        M::RequestErrorsPerSecond => {
+            let errors = get(Total::Responses5xx) + get(Total::Aborted);
+            (errors as f64, errors)
+        }
+        M::RunQueueWaitingThreads => (get(Total::WaitNanos) as f64 / 1e9, get(Total::Waits)),
+        M::CpuThrottledRatio => (get(Total::ThrottledMicros) as f64 / 1e6, get(Total::Waits)),
+        M::NetworkReceiveBytesPerSecond => {
+            (get(Total::ReceiveBytes) as f64, get(Total::ReceivePackets))
+        }
+        M::NetworkTransmitBytesPerSecond => (
+            get(Total::TransmitBytes) as f64,
+            get(Total::TransmitPackets),
+        ),
+        M::NetworkBytesPerSecond => {
+            let bytes = get(Total::ReceiveBytes) as f64 + get(Total::TransmitBytes) as f64;
+            (bytes, packets())
+        }
+        M::NetworkPacketsPerSecond => (packets() as f64, packets()),
+        M::TcpRetransmitsPerSecond => (get(Total::Retransmits) as f64, get(Total::Retransmits)),
+        M::ConnectionsPerSecond => (get(Total::Opened) as f64, get(Total::Opened)),
+        M::RequestLatencyP50 | M::RequestLatencyP90 | M::RequestLatencyP99 => {
+            (0.0, get(Total::Requests))
+        }
+        M::RunQueueLatencyP50 | M::RunQueueLatencyP90 | M::RunQueueLatencyP99 => {
+            (0.0, get(Total::Waits))
+        }
+        M::TcpRttP50 => (0.0, 0),
+    };
+    (amount, events)
+}
