@@ -3,8 +3,10 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod flow;
 pub mod histogram;
 pub mod http1;
+pub mod record;
 
 /// A group of signals that is attached, wanted and degraded as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,10 +1,29 @@
 //! The user side of the BPF programs: loads and attaches them, hands out slots, reads counters. It knows
 //! cgroup ids, never paths or pods, and never blocks on the kernel while reading.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+mod kernel;
+mod memory;
+mod pool;
+mod reading;
 
+use std::collections::{BTreeSet, HashMap};
+use std::mem::offset_of;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use ebpf_scaler_common::record::{
+    Control, QUARANTINE, SlotRecord, Stat, Tally, generation_of, slot_of, slot_ref,
+};
 pub use ebpf_scaler_common::{Counters, Family, histogram};
+
+use kernel::Kernel;
+use pool::Pool;
+pub use reading::{Buckets, Reading};
+
+/// No more TCP sockets than these have state: half a KiB each.
+const MAX_FLOWS: u64 = 65_536;
+/// Provisional slots that lie ready in the kernel.
+const QUARANTINE_AHEAD: usize = QUARANTINE as usize / 2;
 
 /// What the programs need to know when they are loaded.
 #[derive(Clone, Debug)]
@@ -44,30 +63,6 @@ pub struct Slot {
     pub generation: u32,
 }
 
-/// Counts per bucket of [`histogram`].
-pub type Buckets = [u64; histogram::BUCKETS];
-
-/// Everything counted in a slot since it was allocated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
-    /// Counters, and the gauge of requests in flight.
-    pub counters: Counters,
-    /// First byte in to first byte out.
-    pub request_latency: Buckets,
-    /// Waits of runnable threads for a CPU.
-    pub runqueue_latency: Buckets,
-}
-
-impl Default for Reading {
-    fn default() -> Self {
-        Reading {
-            counters: Counters::default(),
-            request_latency: [0; histogram::BUCKETS],
-            runqueue_latency: [0; histogram::BUCKETS],
-        }
-    }
-}
-
 /// What the programs could not do, and what they hold; each is cumulative unless its name begins with `live_`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
@@ -77,101 +72,305 @@ pub struct Statistics {
 
 /// The loaded programs. Dropping it detaches them; so does the end of the process, however it ends.
 #[derive(Debug)]
-pub struct Probes {}
+pub struct Probes {
+    kernel: Kernel,
+    pool: Pool,
+    degraded: Vec<(Family, String)>,
+    /// Provisional slots that the kernel can still take.
+    waiting: Vec<Slot>,
+    /// Quarantined cgroups that the caller knows of.
+    reported: HashMap<u64, Slot>,
+    /// What provisional slots of which the caller never knew had counted, by the slot that took over.
+    carried: HashMap<Slot, Box<Reading>>,
+    slots_full: u64,
+    forgotten_requests: u64,
+    forgotten_cgroups: u64,
+    epoch: u64,
+}
 
 impl Probes {
     /// Loads the programs and attaches those of requests and network, which must succeed.
-    pub fn load(_options: &Options) -> Result<Probes, ProbeError> {
-        Err(ProbeError::NoObject)
+    pub fn load(options: &Options) -> Result<Probes, ProbeError> {
+        let mut kernel = Kernel::load(options)?;
+        let mut degraded = Vec::new();
+        if let Err(reason) = kernel.load_run_queue() {
+            degraded.push((Family::RunQueue, reason));
+        }
+        if let Some(reason) = &kernel.no_destroy {
+            let reason = format!("requests cut off by their connection stay in flight: {reason}");
+            degraded.push((Family::Requests, reason));
+        }
+        kernel.maps.control.store(0, offset_of!(Control, max_flows), MAX_FLOWS);
+        let mut probes = Probes {
+            kernel,
+            pool: Pool::new(options.max_pods, QUARANTINE),
+            degraded,
+            waiting: Vec::new(),
+            reported: HashMap::new(),
+            carried: HashMap::new(),
+            slots_full: 0,
+            forgotten_requests: 0,
+            forgotten_cgroups: 0,
+            epoch: 0,
+        };
+        probes.refill();
+        Ok(probes)
     }
 
-    /// Families that can not be measured on this node, with a reason that a person can read.
+    /// Families that can not be measured on this node, or not wholly, with a reason that a person can read.
     pub fn degraded(&self) -> Vec<(Family, String)> {
-        Vec::new()
+        self.degraded.clone()
     }
 
     /// Attaches and detaches what is optional (the run queue) to follow demand; returns what failed.
-    pub fn set_wanted(&mut self, _families: &BTreeSet<Family>) -> Vec<(Family, String)> {
-        Vec::new()
+    pub fn set_wanted(&mut self, families: &BTreeSet<Family>) -> Vec<(Family, String)> {
+        if !families.contains(&Family::RunQueue) {
+            self.kernel.detach_run_queue();
+            return Vec::new();
+        }
+        match self.kernel.attach_run_queue() {
+            Ok(()) => Vec::new(),
+            Err(reason) => vec![(Family::RunQueue, reason)],
+        }
     }
 
     /// Families that are measured now.
     pub fn active(&self) -> BTreeSet<Family> {
-        BTreeSet::new()
+        let mut active = BTreeSet::from([Family::Requests, Family::Network]);
+        if self.kernel.run_queue_attached() {
+            active.insert(Family::RunQueue);
+        }
+        active
     }
 
     /// A zeroed slot of a new generation; None when all are taken, which is counted.
     pub fn allocate(&mut self) -> Option<Slot> {
-        None
+        let slot = self.pool.take();
+        match slot {
+            Some(slot) => self.open(slot),
+            None => self.slots_full += 1,
+        }
+        slot
     }
 
     /// Gives the slot back; cgroups still assigned to it become unknown.
-    pub fn release(&mut self, _slot: Slot) {}
+    pub fn release(&mut self, slot: Slot) {
+        if self.pool.put_back(slot) {
+            self.close(slot);
+            self.carried.remove(&slot);
+            self.refill();
+        }
+    }
 
-    /// Counts a cgroup in a slot; many cgroups may share one. Takes the cgroup out of quarantine; its
-    /// provisional slot then belongs to the caller, who reads it and releases it (or goes on using it as the pod's slot).
-    pub fn assign(&mut self, _cgroup_id: u64, _slot: Slot) -> Result<(), ProbeError> {
+    /// Counts a cgroup in a slot; many cgroups may share one. Takes the cgroup out of quarantine: a provisional
+    /// slot that [`Probes::quarantined`] has told of then belongs to the caller, who reads and releases it (or
+    /// goes on using it as the pod's slot); one that came up since is added to this slot's readings.
+    pub fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError> {
+        let value = slot_ref(slot.index, slot.generation);
+        let act = "assign a cgroup to a slot";
+        self.kernel.maps.cgroups.insert(cgroup_id, value, 0).map_err(|e| kernel::failed(act, &e))?;
+        if let Ok(value) = self.kernel.maps.quarantine.get(&cgroup_id, 0) {
+            let _ = self.kernel.maps.quarantine.remove(&cgroup_id);
+            self.take_over(cgroup_id, slot, Slot::from_ref(value));
+        }
+        self.next_epoch();
         Ok(())
     }
 
+    /// Settles whose a provisional slot is once its cgroup is assigned.
+    fn take_over(&mut self, cgroup_id: u64, slot: Slot, provisional: Slot) {
+        self.waiting.retain(|waiting| *waiting != provisional);
+        if self.reported.remove(&cgroup_id) == Some(provisional) || provisional == slot {
+            self.pool.claim(provisional);
+        } else if self.pool.put_back(provisional) {
+            self.close(provisional);
+            let counted = self.read_record(provisional.index);
+            self.carried.entry(slot).or_default().absorb(&counted);
+        }
+        self.refill();
+    }
+
     /// Forgets a cgroup.
-    pub fn unassign(&mut self, _cgroup_id: u64) {}
+    pub fn unassign(&mut self, cgroup_id: u64) {
+        let _ = self.kernel.maps.cgroups.remove(&cgroup_id);
+        self.next_epoch();
+    }
 
     /// Cgroups that were seen in the kernel before they were assigned, with the provisional slot that counts for them.
     pub fn quarantined(&mut self) -> Vec<(u64, Slot)> {
-        Vec::new()
+        let found: Vec<(u64, Slot)> = self
+            .kernel
+            .maps
+            .quarantine
+            .iter()
+            .flatten()
+            .map(|(cgroup_id, value)| (cgroup_id, Slot::from_ref(value)))
+            .filter(|(_, slot)| self.pool.is_lent(*slot))
+            .collect();
+        if !found.is_empty() {
+            self.waiting.retain(|waiting| !found.iter().any(|(_, slot)| slot == waiting));
+            self.reported.extend(found.iter().copied());
+            self.refill();
+        }
+        found
     }
 
     /// Drops a quarantined cgroup that nobody claimed; what it counted goes to the statistics.
-    pub fn forget_quarantined(&mut self, _cgroup_id: u64) {}
+    pub fn forget_quarantined(&mut self, cgroup_id: u64) {
+        let Ok(value) = self.kernel.maps.quarantine.get(&cgroup_id, 0) else { return };
+        let _ = self.kernel.maps.quarantine.remove(&cgroup_id);
+        self.reported.remove(&cgroup_id);
+        let slot = Slot::from_ref(value);
+        if self.pool.is_lent(slot) && self.pool.put_back(slot) {
+            self.close(slot);
+            self.forgotten_cgroups += 1;
+            self.forgotten_requests += self.read_record(slot.index).counters.requests;
+        }
+        self.refill();
+    }
 
     /// Slots that changed since the last call.
     pub fn changed(&mut self) -> Vec<Slot> {
-        Vec::new()
+        let dirty = &self.kernel.maps.dirty;
+        let mut changed = Vec::new();
+        for word in 0..dirty.elements() {
+            let Some(bits) = dirty.words(word).first() else { continue };
+            // Most words of a large node are clean; a plain load leaves their cache line alone.
+            if bits.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = bits.swap(0, Ordering::AcqRel);
+            while bits != 0 {
+                let index = word * 64 + bits.trailing_zeros();
+                bits &= bits - 1;
+                let slot = Slot { index, generation: self.pool.generation(index) };
+                if self.pool.is_current(slot) {
+                    changed.push(slot);
+                }
+            }
+        }
+        changed
     }
 
     /// What a slot has counted; all zero for a slot that is no longer this generation's.
-    pub fn read(&self, _slot: Slot) -> Reading {
-        Reading::default()
+    pub fn read(&self, slot: Slot) -> Reading {
+        if !self.pool.is_current(slot) {
+            return Reading::default();
+        }
+        let mut reading = self.read_record(slot.index);
+        if let Some(carried) = self.carried.get(&slot) {
+            reading.absorb(carried);
+        }
+        reading
+    }
+
+    fn read_record(&self, index: u32) -> Reading {
+        let words = self.kernel.maps.slots.words(index);
+        let word = |offset: usize| words.get(offset / 8).map_or(0, |word| word.load(Ordering::Relaxed));
+        let mut reading = Reading { counters: counters(word), ..Reading::default() };
+        let fill = |into: &mut Buckets, offset: usize| {
+            for (into, from) in into.iter_mut().zip(words.iter().skip(offset / 8)) {
+                *into = from.load(Ordering::Relaxed);
+            }
+        };
+        fill(&mut reading.request_latency, offset_of!(SlotRecord, request_latency));
+        fill(&mut reading.runqueue_latency, offset_of!(SlotRecord, runqueue_latency));
+        reading
     }
 
     /// Drops, desyncs, lost races, full maps, unknown cgroups, live socket storages.
     pub fn statistics(&self) -> Statistics {
-        Statistics::default()
+        let maps = &self.kernel.maps;
+        let of_kernel = Stat::ALL.iter().map(|(stat, name)| (*name, maps.statistics.word(*stat as u32, 0)));
+        let ours = [
+            ("live_socket_storages", maps.control.word(0, offset_of!(Control, live_flows))),
+            ("live_slots", u64::from(self.pool.held())),
+            ("slots_full", self.slots_full),
+            ("quarantine_forgotten_cgroups", self.forgotten_cgroups),
+            ("quarantine_forgotten_requests", self.forgotten_requests),
+        ];
+        Statistics { values: of_kernel.chain(ours).collect() }
+    }
+
+    /// Zeroes a slot, then lets the programs have it.
+    fn open(&self, slot: Slot) {
+        let words = self.kernel.maps.slots.words(slot.index);
+        for word in words {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.show_generation(slot.index);
+    }
+
+    /// Takes a slot away from the programs; its counts stay readable until it is opened again.
+    fn close(&mut self, slot: Slot) {
+        self.show_generation(slot.index);
+        self.next_epoch();
+    }
+
+    fn show_generation(&self, index: u32) {
+        let offset = offset_of!(SlotRecord, generation);
+        self.kernel.maps.slots.store(index, offset, u64::from(self.pool.generation(index)));
+    }
+
+    /// Misses that the programs remember are asked again.
+    fn next_epoch(&mut self) {
+        self.epoch += 1;
+        self.kernel.maps.control.store(0, offset_of!(Control, epoch), self.epoch);
+    }
+
+    /// Gives the kernel slots for cgroups that it will see before we do.
+    fn refill(&mut self) {
+        while self.waiting.len() < QUARANTINE_AHEAD {
+            let Some(slot) = self.pool.lend() else { return };
+            self.open(slot);
+            if self.kernel.maps.free_slots.push(slot_ref(slot.index, slot.generation), 0).is_err() {
+                self.pool.put_back(slot);
+                self.close(slot);
+                return;
+            }
+            self.waiting.push(slot);
+        }
     }
 }
 
-impl Reading {
-    /// Adds what a former slot of the same pod had counted; its gauge is not carried over, because what was
-    /// in flight there has gone with it.
-    pub fn absorb(&mut self, past: &Reading) {
-        let (into, from) = (&mut self.counters, &past.counters);
-        into.requests += from.requests;
-        into.responses_1xx += from.responses_1xx;
-        into.responses_2xx += from.responses_2xx;
-        into.responses_3xx += from.responses_3xx;
-        into.responses_4xx += from.responses_4xx;
-        into.responses_5xx += from.responses_5xx;
-        into.requests_aborted += from.requests_aborted;
-        into.request_latency_sum_micros += from.request_latency_sum_micros;
-        into.requests_probe += from.requests_probe;
-        into.requests_excluded_port += from.requests_excluded_port;
-        into.requests_loopback += from.requests_loopback;
-        into.receive_bytes += from.receive_bytes;
-        into.transmit_bytes += from.transmit_bytes;
-        into.receive_packets += from.receive_packets;
-        into.transmit_packets += from.transmit_packets;
-        into.connections_opened += from.connections_opened;
-        into.connections_closed += from.connections_closed;
-        into.tcp_retransmits += from.tcp_retransmits;
-        into.runqueue_wait_nanos += from.runqueue_wait_nanos;
-        into.runqueue_waits += from.runqueue_waits;
-        into.cpu_throttled_micros += from.cpu_throttled_micros;
-        for (into, from) in self.request_latency.iter_mut().zip(past.request_latency) {
-            *into += from;
-        }
-        for (into, from) in self.runqueue_latency.iter_mut().zip(past.runqueue_latency) {
-            *into += from;
-        }
+impl Slot {
+    fn from_ref(value: u64) -> Slot {
+        Slot { index: slot_of(value), generation: generation_of(value) }
+    }
+}
+
+fn counters(word: impl Fn(usize) -> u64) -> Counters {
+    let base = offset_of!(SlotRecord, tally);
+    macro_rules! tally {
+        ($field:ident) => {
+            word(base + offset_of!(Tally, $field))
+        };
+    }
+    let response = |class: usize| word(base + offset_of!(Tally, responses) + class * 8);
+    // Ended first: a request that ends in between then shows as in flight, not as less than none.
+    let ended = tally!(ended);
+    Counters {
+        requests: tally!(requests),
+        responses_1xx: response(0),
+        responses_2xx: response(1),
+        responses_3xx: response(2),
+        responses_4xx: response(3),
+        responses_5xx: response(4),
+        requests_aborted: tally!(requests_aborted),
+        request_latency_sum_micros: tally!(request_latency_sum_micros),
+        requests_in_flight: tally!(begun).saturating_sub(ended),
+        requests_probe: tally!(requests_probe),
+        requests_excluded_port: tally!(requests_excluded_port),
+        requests_loopback: tally!(requests_loopback),
+        receive_bytes: tally!(receive_bytes),
+        transmit_bytes: tally!(transmit_bytes),
+        receive_packets: tally!(receive_packets),
+        transmit_packets: tally!(transmit_packets),
+        connections_opened: tally!(connections_opened),
+        connections_closed: tally!(connections_closed),
+        tcp_retransmits: tally!(tcp_retransmits),
+        runqueue_wait_nanos: tally!(runqueue_wait_nanos),
+        runqueue_waits: tally!(runqueue_waits),
+        cpu_throttled_micros: 0,
     }
 }

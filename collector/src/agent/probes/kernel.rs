@@ -1,0 +1,250 @@
+//! Loads the BPF object and attaches its programs. The one place that knows aya, and the names in the object.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use aya::maps::{HashMap, Map, MapData, Queue};
+use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use ebpf_scaler_common::record::{Control, PORT_WORDS, QUARANTINE, STATS, SlotRecord};
+
+use super::memory::Shared;
+use super::{Options, ProbeError};
+
+/// The object's bytes, aligned as its reader needs them.
+#[cfg(bpf_object)]
+fn object() -> Result<&'static [u8], ProbeError> {
+    Ok(aya::include_bytes_aligned!(env!("EBPF_SCALER_BPF_OBJECT_PATH")))
+}
+
+#[cfg(not(bpf_object))]
+fn object() -> Result<&'static [u8], ProbeError> {
+    Err(ProbeError::NoObject)
+}
+
+/// The programs of the run queue, and the trace points they are named after.
+const RUN_QUEUE: [&str; 3] = ["sched_wakeup", "sched_wakeup_new", "sched_switch"];
+/// Cgroups that can be assigned, per slot: the pod's, its containers', and some below.
+const CGROUPS_PER_POD: u32 = 16;
+
+/// The object in the kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    ebpf: Ebpf,
+    btf: Result<Btf, String>,
+    run_queue_loaded: bool,
+    run_queue_links: Vec<(&'static str, aya::programs::tp_btf::BtfTracePointLinkId)>,
+    /// Why sockets that go are not noticed, if so.
+    pub no_destroy: Option<String>,
+    /// The maps.
+    pub maps: Maps,
+}
+
+/// The maps that user space uses.
+pub struct Maps {
+    /// What is counted.
+    pub slots: Shared<SlotRecord>,
+    /// A bit per slot that changed.
+    pub dirty: Shared<u64>,
+    /// What the programs are told, and the live socket storages.
+    pub control: Shared<Control>,
+    /// What went wrong.
+    pub statistics: Shared<u64>,
+    /// Cgroup id to slot.
+    pub cgroups: HashMap<MapData, u64, u64>,
+    /// Unknown cgroup id to provisional slot.
+    pub quarantine: HashMap<MapData, u64, u64>,
+    /// Provisional slots that the kernel can take.
+    pub free_slots: Queue<MapData, u64>,
+}
+
+/// An error with the act that failed.
+pub fn failed(act: impl Into<String>, error: &dyn std::error::Error) -> ProbeError {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        reason = format!("{reason}: {error}");
+        source = error.source();
+    }
+    ProbeError::Kernel { act: act.into(), reason }
+}
+
+impl Kernel {
+    /// Loads everything and attaches requests and network.
+    pub fn load(options: &Options) -> Result<Kernel, ProbeError> {
+        let directory = File::open(&options.cgroup)
+            .map_err(|e| failed(format!("open the cgroup {}", options.cgroup.display()), &e))?;
+        let slots = options.max_pods + QUARANTINE;
+        // Without logs first: with them a refusal takes half a minute.
+        let mut ebpf = match load_object(VerifierLogLevel::DISABLE, slots) {
+            Ok(ebpf) => ebpf,
+            Err(ProbeError::NoObject) => return Err(ProbeError::NoObject),
+            Err(_) => load_object(VerifierLogLevel::STATS, slots)?,
+        };
+        let maps = Maps::take(&mut ebpf, slots, options)?;
+        let btf = Btf::from_sys_fs().map_err(|e| format!("the kernel's BTF can not be read: {e}"));
+        let mut kernel =
+            Kernel { ebpf, btf, run_queue_loaded: false, run_queue_links: Vec::new(), no_destroy: None, maps };
+        kernel.set_ancestor(&options.cgroup, &directory)?;
+        // Before the others, so that no state is made whose end goes unnoticed.
+        kernel.no_destroy = kernel.watch_sockets().err();
+        for (name, direction) in [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)] {
+            kernel.attach_packets(name, direction, directory.as_fd())?;
+        }
+        Ok(kernel)
+    }
+
+    /// The programs tell our pods from the rest of the machine by their ancestor.
+    fn set_ancestor(&self, path: &Path, directory: &File) -> Result<(), ProbeError> {
+        let metadata = directory.metadata().map_err(|e| failed(format!("stat {}", path.display()), &e))?;
+        let level = depth(path);
+        self.maps.control.store(0, std::mem::offset_of!(Control, ancestor_id), metadata.ino());
+        self.maps.control.store(0, std::mem::offset_of!(Control, ancestor_level), level);
+        Ok(())
+    }
+
+    fn watch_sockets(&mut self) -> Result<(), String> {
+        self.load_trace_point("tcp_destroy_sock")?;
+        let program = self.trace_point("tcp_destroy_sock")?;
+        program.attach().map_err(|e| failed("attach tcp_destroy_sock", &e).to_string())?;
+        Ok(())
+    }
+
+    fn attach_packets(
+        &mut self,
+        name: &str,
+        direction: CgroupSkbAttachType,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<(), ProbeError> {
+        let missing = || ProbeError::Kernel { act: format!("find the program {name}"), reason: "not in the object".into() };
+        let program: &mut CgroupSkb =
+            self.ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
+        program.load().map_err(|e| failed(format!("load the program {name}"), &e))?;
+        // Other modes are flags that links do not take; links allow several programs anyway.
+        program
+            .attach(cgroup, direction, CgroupAttachMode::Single)
+            .map_err(|e| failed(format!("attach the program {name} to the cgroup"), &e))?;
+        Ok(())
+    }
+
+    fn trace_point(&mut self, name: &str) -> Result<&mut BtfTracePoint, String> {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| format!("no program {name} in the object"))?;
+        program.try_into().map_err(|_| format!("{name} is not a trace point's program"))
+    }
+
+    fn load_trace_point(&mut self, name: &str) -> Result<(), String> {
+        let btf = self.btf.as_ref().map_err(Clone::clone)?;
+        let program = self.ebpf.program_mut(name).ok_or_else(|| format!("no program {name} in the object"))?;
+        let program: &mut BtfTracePoint =
+            program.try_into().map_err(|_| format!("{name} is not a trace point's program"))?;
+        program.load(name, btf).map_err(|e| failed(format!("load the program {name}"), &e).to_string())
+    }
+
+    /// Loads the run queue's programs without attaching them, to know early whether they can be had.
+    pub fn load_run_queue(&mut self) -> Result<(), String> {
+        if !self.run_queue_loaded {
+            for name in RUN_QUEUE {
+                self.load_trace_point(name)?;
+            }
+            self.run_queue_loaded = true;
+        }
+        Ok(())
+    }
+
+    /// Attaches the run queue's programs, all or none.
+    pub fn attach_run_queue(&mut self) -> Result<(), String> {
+        self.load_run_queue()?;
+        if self.run_queue_attached() {
+            return Ok(());
+        }
+        for name in RUN_QUEUE {
+            match self.trace_point(name)?.attach() {
+                Ok(link) => self.run_queue_links.push((name, link)),
+                Err(e) => {
+                    self.detach_run_queue();
+                    return Err(failed(format!("attach {name}"), &e).to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches the run queue's programs.
+    pub fn detach_run_queue(&mut self) {
+        for (name, link) in std::mem::take(&mut self.run_queue_links) {
+            if let Ok(program) = self.trace_point(name) {
+                let _ = program.detach(link);
+            }
+        }
+    }
+
+    /// Whether the run queue is measured.
+    pub fn run_queue_attached(&self) -> bool {
+        !self.run_queue_links.is_empty()
+    }
+}
+
+/// How many ancestors a cgroup has: the length of its path below the root of its hierarchy, which is the last
+/// directory on the same file system.
+fn depth(path: &Path) -> u64 {
+    let Ok(path) = path.canonicalize() else { return 0 };
+    let device = |path: &Path| path.metadata().map(|m| m.dev()).ok();
+    let own = device(&path);
+    path.ancestors().skip(1).take_while(|above| device(above) == own).count() as u64
+}
+
+fn load_object(log: VerifierLogLevel, slots: u32) -> Result<Ebpf, ProbeError> {
+    EbpfLoader::new()
+        .verifier_log_level(log)
+        .allow_unsupported_maps()
+        .map_max_entries("SLOTS", slots)
+        .map_max_entries("DIRTY", slots.div_ceil(64))
+        .map_max_entries("CGROUPS", slots * CGROUPS_PER_POD)
+        .load(object()?)
+        .map_err(|e| failed("load the BPF object", &e))
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps").field("slots", &self.slots.elements()).finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf, slots: u32, options: &Options) -> Result<Maps, ProbeError> {
+        let ports: Shared<u64> = share(ebpf, "EXCLUDED_PORTS", PORT_WORDS)?;
+        for port in &options.excluded_ports {
+            let word = u32::from(port >> 6);
+            ports.store(word, 0, ports.word(word, 0) | 1 << (port & 63));
+        }
+        Ok(Maps {
+            slots: share(ebpf, "SLOTS", slots)?,
+            dirty: share(ebpf, "DIRTY", slots.div_ceil(64))?,
+            control: share(ebpf, "CONTROL", 1)?,
+            statistics: share(ebpf, "STATISTICS", STATS)?,
+            cgroups: take(ebpf, "CGROUPS")?,
+            quarantine: take(ebpf, "QUARANTINE")?,
+            free_slots: take(ebpf, "FREE_SLOTS")?,
+        })
+    }
+}
+
+fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, ProbeError>
+where
+    T: TryFrom<Map>,
+    T::Error: std::error::Error,
+{
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| ProbeError::Kernel { act: format!("find the map {name}"), reason: "not in the object".into() })?;
+    map.try_into().map_err(|e| failed(format!("use the map {name}"), &e))
+}
+
+fn share<T>(ebpf: &Ebpf, name: &str, elements: u32) -> Result<Shared<T>, ProbeError> {
+    let Some(Map::Array(map)) = ebpf.map(name) else {
+        return Err(ProbeError::Kernel { act: format!("find the map {name}"), reason: "not in the object".into() });
+    };
+    Shared::new(map.fd().as_fd(), elements).map_err(|e| failed(format!("share the memory of the map {name}"), &e))
+}

@@ -1,0 +1,173 @@
+//! What is remembered of one TCP connection, and the arithmetic of sequence numbers. Each field has one writer:
+//! packets in and packets out are handled on different CPUs at the same time.
+
+use crate::http1::Machine;
+
+/// Outstanding requests that are timed; more are only counted.
+pub const OUTSTANDING: u32 = 32;
+/// Set in [`Flow::rx_next`] while a packet is handled.
+pub const BUSY: u64 = 1 << 32;
+/// Segments that may wait for a missing one before the place is given up.
+pub const MAX_EARLY: u32 = 4;
+
+/// What a connection is; known when its state is made.
+pub mod kind {
+    /// Both ends are in the pod.
+    pub const LOOPBACK: u32 = 1;
+    /// The local port is excluded.
+    pub const EXCLUDED: u32 = 2;
+    /// Its opening was counted.
+    pub const OPENED: u32 = 4;
+}
+
+/// Written by packets in.
+pub mod rx_flag {
+    /// Requests are counted only when they are answered: framing began at a guess.
+    pub const TENTATIVE: u32 = 1;
+    /// Requests came before the former one was answered.
+    pub const PIPELINED: u32 = 2;
+    /// Not yet a connection: requests wait in `parked` until there is one.
+    pub const PARKED: u32 = 4;
+    /// A request has been framed.
+    pub const HTTP: u32 = 8;
+}
+
+/// Written by packets out.
+pub mod tx_flag {
+    /// Upgraded or CONNECTed: bytes that are no longer HTTP.
+    pub const TUNNEL: u32 = 1;
+    /// Waiting for a segment that begins with a status line.
+    pub const RESYNC: u32 = 2;
+}
+
+/// An outstanding request: when it began, shifted by [`entry::SHIFT`], and bits.
+pub mod entry {
+    /// As `http1::flag`.
+    pub const HEAD: u64 = 1;
+    /// As `http1::flag`.
+    pub const CONNECT: u64 = 2;
+    /// As `http1::flag`.
+    pub const PROBE: u64 = 4;
+    /// Not counted yet.
+    pub const TENTATIVE: u64 = 8;
+    /// Nanoseconds lie above the bits.
+    pub const SHIFT: u32 = 4;
+}
+
+/// The value of a socket's storage; all zero but for what its maker sets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Slot and generation.
+    pub slot: u64,
+    /// Tells the one who made it from one who came second.
+    pub cookie: u64,
+    /// Of [`kind`].
+    pub kind: u32,
+    /// Of [`rx_flag`].
+    pub rx_flags: u32,
+    /// The next sequence number in, and [`BUSY`].
+    pub rx_next: u64,
+    /// Requests put into `ring` by packets in.
+    pub head: u32,
+    /// Requests taken out of `ring` by packets out.
+    pub tail: u32,
+    /// Requests that found the ring full.
+    pub lost_head: u32,
+    /// Answers to those.
+    pub lost_tail: u32,
+    /// Requests before this one, counted as `head` is, will not be answered.
+    pub flush: u32,
+    /// Where `head` stood when framing began at a guess.
+    pub guess: u32,
+    /// Where the answer to the only outstanding request begins: the sequence number it acknowledged.
+    pub answer_at: u32,
+    /// The next sequence number out.
+    pub tx_next: u32,
+    /// Of [`tx_flag`].
+    pub tx_flags: u32,
+    /// Segments in that came before their turn.
+    pub early_segments: u32,
+    /// The bytes of those.
+    pub early_from: u32,
+    /// See `early_from`.
+    pub early_to: u32,
+    /// Requests and probes not counted yet, see [`rx_flag::PARKED`].
+    pub parked: u32,
+    /// See `parked`.
+    pub parked_probes: u32,
+    /// When the request began that was answered before its headers were complete.
+    pub answered: u64,
+    /// Requests.
+    pub rx: Machine,
+    /// Responses; `SEARCH` while none needs framing.
+    pub tx: Machine,
+    /// Outstanding requests.
+    pub ring: [u64; OUTSTANDING as usize],
+}
+
+// With the kernel's own part this fills a 512 byte object.
+const _: () = assert!(size_of::<Flow>() <= 440);
+
+/// How a segment lies to what was seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// All of it was seen.
+    Old,
+    /// It continues, from this offset.
+    New(u32),
+    /// This many bytes are missing before it.
+    Gap(u32),
+}
+
+/// Places a segment of `len` (not 0) bytes at `seq`, when `next` is expected.
+#[inline(always)]
+pub const fn place(next: u32, seq: u32, len: u32) -> Place {
+    let ahead = seq.wrapping_sub(next);
+    if ahead == 0 {
+        return Place::New(0);
+    }
+    if (ahead as i32) > 0 {
+        return Place::Gap(ahead);
+    }
+    let seen = next.wrapping_sub(seq);
+    if seen >= len { Place::Old } else { Place::New(seen) }
+}
+
+/// Whether sequence number `a` comes before `b`.
+#[inline(always)]
+pub const fn before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+/// Identifies a connection before it has a socket of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey {
+    /// The listener's cgroup: the same addresses can exist in several network namespaces.
+    pub cgroup: u64,
+    /// Remote address; IPv4 in the first word.
+    pub remote: [u32; 4],
+    /// Local address.
+    pub local: [u32; 4],
+    /// Remote and local port as they lie in the packet.
+    pub ports: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_placed_also_where_sequence_numbers_wrap() {
+        for next in [0u32, 1000, u32::MAX - 3] {
+            let at = |d: i32| next.wrapping_add(d as u32);
+            assert_eq!(place(next, next, 10), Place::New(0));
+            assert_eq!(place(next, at(-4), 10), Place::New(4));
+            assert_eq!(place(next, at(-10), 10), Place::Old);
+            assert_eq!(place(next, at(-20), 10), Place::Old);
+            assert_eq!(place(next, at(7), 10), Place::Gap(7));
+            assert!(before(at(-1), next) && !before(next, next) && !before(at(1), next));
+        }
+    }
+}

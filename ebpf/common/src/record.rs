@@ -1,0 +1,146 @@
+//! The layouts that both sides read and write: slots, control words and statistics. Plain integers only, no
+//! behaviour beyond packing.
+
+use crate::histogram::BUCKETS;
+
+/// Provisional slots that wait for cgroups which nobody has assigned yet.
+pub const QUARANTINE: u32 = 256;
+/// No slot.
+pub const NO_SLOT: u32 = u32::MAX;
+/// Words of the bitmap of excluded TCP ports.
+pub const PORT_WORDS: u32 = 65536 / 64;
+
+/// A slot and the generation that makes it this tenant's: what cgroups and sockets remember.
+pub const fn slot_ref(slot: u32, generation: u32) -> u64 {
+    ((generation as u64) << 32) | slot as u64
+}
+
+/// The slot of a [`slot_ref`].
+pub const fn slot_of(slot_ref: u64) -> u32 {
+    slot_ref as u32
+}
+
+/// The generation of a [`slot_ref`].
+pub const fn generation_of(slot_ref: u64) -> u32 {
+    (slot_ref >> 32) as u32
+}
+
+/// What the programs add to; see [`crate::Counters`] for the meaning of the common ones.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(missing_docs, reason = "the fields are those of Counters")]
+pub struct Tally {
+    pub requests: u64,
+    /// Indexed by status / 100 - 1.
+    pub responses: [u64; 5],
+    pub requests_aborted: u64,
+    pub request_latency_sum_micros: u64,
+    /// Requests that came into flight here, also by moving from another slot.
+    pub begun: u64,
+    /// Requests of `begun` that are no longer in flight.
+    pub ended: u64,
+    pub requests_probe: u64,
+    pub requests_excluded_port: u64,
+    pub requests_loopback: u64,
+    pub receive_bytes: u64,
+    pub transmit_bytes: u64,
+    pub receive_packets: u64,
+    pub transmit_packets: u64,
+    pub connections_opened: u64,
+    pub connections_closed: u64,
+    pub tcp_retransmits: u64,
+    pub runqueue_wait_nanos: u64,
+    pub runqueue_waits: u64,
+}
+
+/// One element of the map SLOTS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SlotRecord {
+    /// Even: free. Odd: taken by the tenant of this generation.
+    pub generation: u32,
+    /// Keeps the counters aligned.
+    pub reserved: u32,
+    /// The counters.
+    pub tally: Tally,
+    /// First byte in to first byte out.
+    pub request_latency: [u64; BUCKETS],
+    /// Waits for a CPU.
+    pub runqueue_latency: [u64; BUCKETS],
+}
+
+/// The one element of the map CONTROL.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Control {
+    /// Grows whenever an assignment changed, so that remembered misses are asked again.
+    pub epoch: u64,
+    /// Socket storages that live now.
+    pub live_flows: u64,
+    /// No more socket storages than this.
+    pub max_flows: u64,
+    /// The cgroup whose descendants are measured, and how many ancestors it has.
+    pub ancestor_id: u64,
+    /// See `ancestor_id`.
+    pub ancestor_level: u64,
+}
+
+macro_rules! stats {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// What went wrong or was given up, by kind: the index into the map STATISTICS.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Stat { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Stat {
+            /// Every kind with its name for people and metrics, in the order of the indices.
+            pub const ALL: &[(Stat, &str)] = &[$((Stat::$name, $label),)+];
+        }
+    };
+}
+
+stats! {
+    /// Packets of cgroups that have no slot, because the quarantine is full.
+    UnknownCgroup = "unknown_cgroup_packets",
+    /// Cgroups that found the quarantine full.
+    QuarantineFull = "quarantine_full",
+    /// Sockets that got no state because as many as allowed have it.
+    FlowsFull = "socket_storage_capped",
+    /// Sockets that got no state because the kernel had no memory for it.
+    FlowsFailed = "socket_storage_failed",
+    /// Packets of a socket that two CPUs handled at once, one of them too long for the other to wait.
+    LostRace = "lost_races",
+    /// Connections whose request framing was lost.
+    RequestDesync = "request_desyncs",
+    /// Connections whose request framing was found again at the start of a segment.
+    RequestResync = "request_resyncs",
+    /// Connections whose response framing was lost.
+    ResponseDesync = "response_desyncs",
+    /// Connections whose response framing was found again at the start of a segment.
+    ResponseResync = "response_resyncs",
+    /// Segments that came before their turn and wait for the missing bytes.
+    OutOfOrder = "segments_out_of_order",
+    /// Requests whose header section was longer than 16 KiB.
+    Oversized = "headers_oversized",
+    /// Requests beyond the 32 outstanding of a connection: counted, but not timed.
+    PipelineFull = "pipeline_full",
+    /// Responses that answer no request known of.
+    Unmatched = "responses_unmatched",
+    /// Connections that turned out to be HTTP/2, which is not yet counted.
+    Http2 = "http2_connections",
+    /// Packets not looked into because no scratch buffer was free.
+    ScratchBusy = "scratch_busy",
+    /// Packets whose bytes could not be read.
+    LoadFailed = "load_failed",
+    /// First payloads that reached a listener and wait for their connection.
+    Parked = "listener_payloads",
+    /// First payloads of `listener_payloads` that found their connection.
+    Adopted = "listener_payloads_adopted",
+    /// Waits for a CPU lost because two threads share a place in the table.
+    RunQueueCollision = "runqueue_collisions",
+    /// Packets looked at; the programs' own work.
+    Packets = "packets_handled",
+}
+
+/// Elements of the map STATISTICS, some of them spare.
+pub const STATS: u32 = 32;

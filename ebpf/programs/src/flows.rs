@@ -1,0 +1,276 @@
+//! State per TCP connection: found, made, moved to another slot. Bounded by a cap on live socket storages; the
+//! kernel frees them with their sockets.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_tcp_sock};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use ebpf_scaler_common::flow::{Flow, OUTSTANDING, before, entry, kind, rx_flag};
+use ebpf_scaler_common::http1::{Machine, phase};
+use ebpf_scaler_common::record::{NO_SLOT, Stat, generation_of, slot_of};
+
+use crate::atomic::{self, get, set};
+use crate::maps::{EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCH_TAKEN, SCRATCHES, Scratch, control, count};
+use crate::packet::Packet;
+use crate::slots::{Slot, no_slot, resolve, tally};
+
+/// A buffer of this CPU; give it back.
+#[inline(always)]
+pub fn take_scratch() -> Option<(*mut Scratch, u64)> {
+    let taken = SCRATCH_TAKEN.get_ptr_mut(0)?;
+    let mut i = 0;
+    while i < SCRATCHES {
+        let bit = 1u64 << i;
+        // SAFETY: the map's element. An interrupt between the two sees the bit or gives its own back before.
+        unsafe {
+            let before = core::ptr::read_volatile(taken);
+            if before & bit == 0 && atomic::replace(taken, before, before | bit) {
+                return SCRATCH.get_ptr_mut(i).map(|scratch| (scratch, bit));
+            }
+        }
+        i += 1;
+    }
+    count(Stat::ScratchBusy);
+    None
+}
+
+/// Gives a buffer back.
+#[inline(always)]
+pub fn return_scratch(bit: u64) {
+    if let Some(taken) = SCRATCH_TAKEN.get_ptr_mut(0) {
+        // Only this bit, which is set: subtracting it clears it.
+        // SAFETY: the map's element.
+        unsafe { atomic::add(taken, bit.wrapping_neg()) };
+    }
+}
+
+/// The state of the packet's socket, if it has one.
+#[inline(always)]
+pub fn find(packet: &Packet) -> *mut Flow {
+    // SAFETY: a helper call; null if there is none.
+    unsafe { bpf_sk_storage_get(storage(), packet.sk.cast(), core::ptr::null_mut(), 0).cast() }
+}
+
+#[inline(always)]
+fn storage() -> *mut core::ffi::c_void {
+    (&raw const FLOWS).cast_mut().cast()
+}
+
+/// Makes the state of the packet's socket, in that slot.
+#[inline(always)]
+pub fn make(packet: &Packet, slot_ref: u64, slot: Slot, cgroup: u64) -> *mut Flow {
+    let Some(control) = control() else { return core::ptr::null_mut() };
+    // SAFETY: the map's element.
+    unsafe {
+        if get!(control.live_flows) >= get!(control.max_flows) {
+            count(Stat::FlowsFull);
+            return core::ptr::null_mut();
+        }
+        let Some((scratch, bit)) = take_scratch() else { return core::ptr::null_mut() };
+        let (flow, ours) = make_with(scratch, packet, slot_ref, slot, cgroup);
+        return_scratch(bit);
+        if ours {
+            atomic::add(&raw mut (*control).live_flows, 1);
+        }
+        flow
+    }
+}
+
+#[inline(always)]
+unsafe fn make_with(scratch: *mut Scratch, packet: &Packet, slot_ref: u64, slot: Slot, cgroup: u64) -> (*mut Flow, bool) {
+    // SAFETY: the scratch is ours, and everything else a helper's answer.
+    unsafe {
+        let blank = &raw mut (*scratch).blank;
+        write_blank(blank, packet, slot_ref);
+        let mut received = 0;
+        let tcp = bpf_tcp_sock(packet.sk);
+        if !tcp.is_null() {
+            received = get!(tcp.bytes_received);
+            (*blank).rx_next = get!(tcp.rcv_nxt) as u64;
+            (*blank).tx_next = get!(tcp.snd_nxt);
+        }
+        if received == 0 {
+            (*blank).rx.phase = phase::START;
+            (*blank).kind |= kind::OPENED;
+        }
+        if !packet.ingress {
+            // What the socket has sent so far ends where this packet begins, unless it is sent again.
+            (*blank).tx_next = packet.seq;
+        }
+        let cookie = (*blank).cookie;
+        let flow: *mut Flow =
+            bpf_sk_storage_get(storage(), packet.sk.cast(), blank.cast(), BPF_SK_STORAGE_GET_F_CREATE as u64).cast();
+        if flow.is_null() {
+            count(Stat::FlowsFailed);
+            return (flow, false);
+        }
+        let ours = get!(flow.cookie) == cookie;
+        if ours {
+            if received == 0 {
+                tally!(slot, connections_opened, 1);
+            } else {
+                adopt(scratch, packet, flow, slot, cgroup);
+            }
+        }
+        (flow, ours)
+    }
+}
+
+/// Writes every field that a maker ever writes; the others stay zero.
+#[inline(always)]
+pub unsafe fn write_blank(blank: *mut Flow, packet: &Packet, slot_ref: u64) {
+    let inside = packet.inside();
+    let port = packet.local_port();
+    let excluded = EXCLUDED_PORTS.get(port >> 6).is_some_and(|word| (word >> (port & 63)) & 1 != 0);
+    // SAFETY: the caller's promise.
+    unsafe {
+        (*blank).slot = slot_ref;
+        (*blank).cookie = bpf_ktime_get_ns();
+        (*blank).kind = if inside { kind::LOOPBACK } else { 0 } | if excluded { kind::EXCLUDED } else { 0 };
+        (*blank).rx_flags = 0;
+        (*blank).rx_next = packet.seq as u64;
+        (*blank).tx_next = packet.ack;
+        (*blank).rx.phase = phase::SEARCH;
+    }
+}
+
+/// A new connection takes over what reached its listener before it was one.
+#[inline(always)]
+unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: Slot, cgroup: u64) {
+    // SAFETY: the scratch is ours, the flow was made by us a moment ago and nobody else has used it.
+    unsafe {
+        let key = &raw mut (*scratch).key;
+        packet.write_key(key, cgroup);
+        let Some(parked) = PARKED.get_ptr(&*key) else { return };
+        let parked = parked.cast_mut();
+        let next = get!(parked.rx_next) as u32;
+        let received = get!(flow.rx_next) as u32;
+        // What was parked ends where the connection has got to, or a later payload is already on its way.
+        if before(next, received) || next.wrapping_sub(received) > 1 << 20 {
+            return;
+        }
+        let (requests, probes) = (get!(parked.parked) as u64, get!(parked.parked_probes) as u64);
+        (*flow).rx_flags = get!(parked.rx_flags) & !rx_flag::PARKED;
+        (*flow).answer_at = get!(parked.answer_at);
+        copy_words::<{ size_of::<Machine>() / 8 }>((&raw const (*parked).rx).cast(), (&raw mut (*flow).rx).cast());
+        copy_words::<{ OUTSTANDING as usize }>((&raw const (*parked).ring).cast(), (&raw mut (*flow).ring).cast());
+        (*flow).head = get!(parked.head);
+        (*flow).lost_head = get!(parked.lost_head);
+        (*flow).kind |= kind::OPENED;
+        set!(flow.rx_next, next as u64);
+        let _ = PARKED.remove(&*key);
+        count(Stat::Adopted);
+        tally!(slot, connections_opened, 1);
+        tally!(slot, requests, requests);
+        tally!(slot, begun, requests);
+        tally!(slot, requests_probe, probes);
+    }
+}
+
+#[inline(always)]
+unsafe fn copy_words<const N: usize>(from: *const u64, to: *mut u64) {
+    let mut i = 0;
+    while i < N {
+        // SAFETY: the caller's promise. Volatile: the compiler would call a function that copies bytes.
+        unsafe { core::ptr::write_volatile(to.add(i), core::ptr::read_volatile(from.add(i))) };
+        i += 1;
+    }
+}
+
+/// The flow's slot, after looking again if it belongs to somebody else by now.
+#[inline(always)]
+pub fn slot(packet: &Packet, flow: *mut Flow) -> Option<Slot> {
+    // SAFETY: the socket's storage.
+    let cached = unsafe { get!(flow.slot) };
+    let slot = Slot::of(cached);
+    if slot.is_some() {
+        return slot;
+    }
+    if slot_of(cached) == NO_SLOT && generation_of(cached) == generation_of(no_slot()) {
+        count(Stat::UnknownCgroup);
+        return None;
+    }
+    moved(packet, flow, cached)
+}
+
+#[inline(always)]
+fn moved(packet: &Packet, flow: *mut Flow, cached: u64) -> Option<Slot> {
+    // SAFETY: a helper call, and the socket's storage.
+    unsafe {
+        let Some(found) = resolve(bpf_skb_cgroup_id(packet.skb)) else {
+            count(Stat::UnknownCgroup);
+            atomic::replace(&raw mut (*flow).slot, cached, no_slot());
+            return None;
+        };
+        let slot = Slot::of(found)?;
+        if atomic::replace(&raw mut (*flow).slot, cached, found) {
+            // What is in flight here came from elsewhere.
+            tally!(slot, begun, in_flight(flow));
+        }
+        Some(slot)
+    }
+}
+
+/// Requests that were counted as begun and have no answer yet.
+///
+/// # Safety
+/// The flow is valid.
+#[inline(always)]
+pub unsafe fn in_flight(flow: *mut Flow) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (head, tail) = (get!(flow.head), oldest(flow));
+        let mut waiting = get!(flow.lost_head).wrapping_sub(get!(flow.lost_tail)) as u64;
+        let mut i = 0u32;
+        while i < OUTSTANDING {
+            let at = tail.wrapping_add(i);
+            if before(at, head) {
+                let slot = (at & (OUTSTANDING - 1)) as usize;
+                let entry = core::ptr::read_volatile((&raw const (*flow).ring).cast::<u64>().add(slot));
+                waiting += u64::from(entry & (entry::PROBE | entry::TENTATIVE) == 0);
+            }
+            i += 1;
+        }
+        waiting
+    }
+}
+
+/// Where the oldest outstanding request stands in the ring.
+///
+/// # Safety
+/// The flow is valid.
+#[inline(always)]
+pub unsafe fn oldest(flow: *mut Flow) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (tail, flush) = (get!(flow.tail), get!(flow.flush));
+        if before(tail, flush) { flush } else { tail }
+    }
+}
+
+/// A TCP socket goes: requests without an answer will not get one.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the argument is a socket; the storage is its own.
+    unsafe {
+        let sk: *const bpf_sock = *ctx.as_ptr().cast();
+        let flow: *mut Flow = bpf_sk_storage_get(storage(), sk.cast_mut().cast(), core::ptr::null_mut(), 0).cast();
+        if flow.is_null() {
+            return 0;
+        }
+        if let Some(control) = control() {
+            atomic::add(&raw mut (*control).live_flows, u64::MAX);
+        }
+        if let Some(slot) = Slot::of(get!(flow.slot)) {
+            let aborted = in_flight(flow);
+            if aborted != 0 {
+                tally!(slot, requests_aborted, aborted);
+                tally!(slot, ended, aborted);
+            }
+            tally!(slot, connections_closed, 1);
+            slot.touch();
+        }
+    }
+    0
+}

@@ -1,0 +1,77 @@
+//! Every map, each with a bound. User space resizes SLOTS, DIRTY and CGROUPS when it loads the object.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue};
+use ebpf_scaler_common::flow::{Flow, FlowKey};
+use ebpf_scaler_common::http1::Window;
+use ebpf_scaler_common::record::{Control, PORT_WORDS, QUARANTINE as QUARANTINE_SLOTS, STATS, SlotRecord, Stat};
+
+use crate::atomic;
+
+/// What is counted, per slot.
+#[map]
+pub static SLOTS: Array<SlotRecord> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
+/// A bit per slot that changed since user space looked.
+#[map]
+pub static DIRTY: Array<u64> = Array::with_max_entries(64, BPF_F_MMAPABLE);
+/// See [`Control`].
+#[map]
+pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// See [`Stat`].
+#[map]
+pub static STATISTICS: Array<u64> = Array::with_max_entries(STATS, BPF_F_MMAPABLE);
+/// A bit per excluded TCP port.
+#[map]
+pub static EXCLUDED_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, BPF_F_MMAPABLE);
+/// Cgroup id to slot and generation, by user space.
+#[map]
+pub static CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(8192, 0);
+/// Cgroup id to provisional slot and generation, by the programs.
+#[map]
+pub static QUARANTINE: HashMap<u64, u64> = HashMap::with_max_entries(QUARANTINE_SLOTS, 0);
+/// Provisional slots that are free, filled by user space.
+#[map]
+pub static FREE_SLOTS: Queue<u64> = Queue::with_max_entries(QUARANTINE_SLOTS, 0);
+/// What reached a listener before there was a connection.
+#[map]
+pub static PARKED: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1024, 0);
+/// State per TCP socket: lives and dies with it. Bounded by [`Control::max_flows`].
+#[btf_map]
+pub static FLOWS: SkStorage<Flow> = SkStorage::new();
+
+/// What is too large for the stack.
+#[repr(C)]
+pub struct Scratch {
+    /// A stretch of payload.
+    pub window: Window,
+    /// The initial value of a new flow: only fields that each maker writes are ever not zero.
+    pub blank: Flow,
+    /// A key.
+    pub key: FlowKey,
+}
+
+/// Programs interrupt and preempt each other on a CPU, so each takes one of four that is free.
+pub const SCRATCHES: u32 = 4;
+/// A bit for each of the CPU's scratches that is taken.
+#[map]
+pub static SCRATCH_TAKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+/// The scratches.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SCRATCHES, 0);
+
+/// Counts what went wrong.
+#[inline(always)]
+pub fn count(stat: Stat) {
+    if let Some(at) = STATISTICS.get_ptr_mut(stat as u32) {
+        // SAFETY: the map's element.
+        unsafe { atomic::add(at, 1) };
+    }
+}
+
+/// The control words.
+#[inline(always)]
+pub fn control() -> Option<*mut Control> {
+    CONTROL.get_ptr_mut(0)
+}

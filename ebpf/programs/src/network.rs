@@ -1,0 +1,168 @@
+//! The cgroup_skb pass, in and out: bytes and packets of the pod's sockets, then requests and responses.
+//!
+//! Hooks: cgroup_skb ingress and egress at the cgroup above all pods. Cost: see docs/benchmarks.md.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_skb_cgroup_id;
+use aya_ebpf::macros::cgroup_skb;
+use aya_ebpf::programs::SkBuffContext;
+use ebpf_scaler_common::flow::{Flow, Place, kind, place, rx_flag};
+use ebpf_scaler_common::http1::phase;
+use ebpf_scaler_common::record::Stat;
+
+use crate::atomic::{get, set};
+use crate::maps::{PARKED, count};
+use crate::packet::{Packet, SYN, TCP};
+use crate::slots::{Slot, resolve, tally};
+use crate::{flows, requests, responses};
+
+const TCP_LISTEN: u32 = 10;
+/// What the hook returns to let the packet pass; it always does.
+const PASS: i32 = 1;
+
+/// Packets to the pods' sockets.
+#[cgroup_skb(ingress)]
+pub fn ingress(ctx: SkBuffContext) -> i32 {
+    packet(ctx.skb.skb, true);
+    PASS
+}
+
+/// Packets from the pods' sockets.
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    packet(ctx.skb.skb, false);
+    PASS
+}
+
+#[inline(always)]
+fn packet(skb: *mut __sk_buff, ingress: bool) {
+    let Some(packet) = Packet::read(skb, ingress) else { return };
+    if packet.protocol != TCP {
+        unconnected(&packet);
+        return;
+    }
+    // SAFETY: the context's socket, which is not null.
+    let state = unsafe { core::ptr::read_volatile(&raw const (*packet.sk).state) };
+    if state == TCP_LISTEN {
+        listener(&packet);
+        return;
+    }
+    let mut flow = flows::find(&packet);
+    let slot = if flow.is_null() {
+        let (found, cgroup) = of_cgroup(&packet);
+        let Some((slot_ref, slot)) = found else { return };
+        flow = flows::make(&packet, slot_ref, slot, cgroup);
+        if flow.is_null() {
+            bytes(&packet, slot, packet.inside());
+            return;
+        }
+        slot
+    } else {
+        let Some(slot) = flows::slot(&packet, flow) else { return };
+        slot
+    };
+    // SAFETY: the socket's storage.
+    unsafe { connection(&packet, flow, slot) };
+}
+
+#[inline(always)]
+unsafe fn connection(packet: &Packet, flow: *mut Flow, slot: Slot) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if get!(flow.kind) & kind::LOOPBACK == 0 {
+            count_bytes(packet, slot);
+        }
+        if packet.ingress {
+            if packet.flags & SYN != 0 {
+                set!(flow.rx_next, packet.seq as u64);
+            }
+            requests::segment(packet, flow, slot);
+        } else {
+            responses::segment(packet, flow, slot);
+        }
+    }
+    slot.touch();
+}
+
+/// The slot of the packet's cgroup, and that cgroup.
+#[inline(always)]
+fn of_cgroup(packet: &Packet) -> (Option<(u64, Slot)>, u64) {
+    // SAFETY: a helper call.
+    let cgroup = unsafe { bpf_skb_cgroup_id(packet.skb) };
+    let found = resolve(cgroup).and_then(|found| Slot::of(found).map(|slot| (found, slot)));
+    if found.is_none() {
+        count(Stat::UnknownCgroup);
+    }
+    (found, cgroup)
+}
+
+/// Sockets without state of ours: UDP and the rest.
+#[inline(always)]
+fn unconnected(packet: &Packet) {
+    if let (Some((_, slot)), _) = of_cgroup(packet) {
+        bytes(packet, slot, packet.inside());
+    }
+}
+
+#[inline(always)]
+fn bytes(packet: &Packet, slot: Slot, inside: bool) {
+    if inside {
+        return;
+    }
+    count_bytes(packet, slot);
+    slot.touch();
+}
+
+#[inline(always)]
+fn count_bytes(packet: &Packet, slot: Slot) {
+    let (packets, bytes) = packet.on_wire();
+    // SAFETY: the slot was just checked.
+    unsafe {
+        if packet.ingress {
+            tally!(slot, receive_bytes, bytes);
+            tally!(slot, receive_packets, packets);
+        } else {
+            tally!(slot, transmit_bytes, bytes);
+            tally!(slot, transmit_packets, packets);
+        }
+    }
+}
+
+/// A connection's first payload can come with the listener as its socket (TCP_DEFER_ACCEPT, a lost handshake
+/// ACK, TFO). A listener has no state of a connection: what is found waits by address until there is one.
+#[inline(always)]
+fn listener(packet: &Packet) {
+    let (Some((slot_ref, slot)), cgroup) = of_cgroup(packet) else { return };
+    bytes(packet, slot, packet.inside());
+    if !packet.ingress || packet.payload() == 0 {
+        return;
+    }
+    let Some((scratch, bit)) = flows::take_scratch() else { return };
+    // SAFETY: the scratch is ours; the map's element is the only state of these addresses.
+    let parked = unsafe {
+        let key = &raw mut (*scratch).key;
+        packet.write_key(key, cgroup);
+        let mut parked = PARKED.get_ptr(&*key);
+        let next = parked.map(|parked| get!(parked.rx_next) as u32);
+        let continues = next.map(|next| place(next, packet.seq, packet.payload()));
+        if continues == Some(Place::Old) {
+            parked = None;
+        } else if continues != Some(Place::New(0)) {
+            let blank = &raw mut (*scratch).blank;
+            flows::write_blank(blank, packet, slot_ref);
+            (*blank).rx_flags = rx_flag::PARKED;
+            (*blank).rx.phase = phase::START;
+            count(Stat::Parked);
+            parked = match PARKED.insert(&*key, &*blank, 0) {
+                Ok(()) => PARKED.get_ptr(&*key),
+                Err(_) => None,
+            };
+        }
+        parked
+    };
+    flows::return_scratch(bit);
+    if let Some(parked) = parked {
+        // SAFETY: the map's element; an LRU that evicts it now leaves the memory valid for this run.
+        unsafe { requests::segment(packet, parked.cast_mut(), slot) };
+    }
+}

@@ -1,0 +1,231 @@
+//! Reads the IP and TCP headers of a packet at the cgroup hook, where its data begin with the IP header. Never
+//! looks at the payload.
+
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use ebpf_scaler_common::flow::FlowKey;
+
+/// Protocol numbers of the IP header.
+pub const TCP: u32 = 6;
+const HOP_BY_HOP: u32 = 0;
+const UDP: u32 = 17;
+/// Flags of the TCP header.
+pub const FIN: u32 = 1;
+pub const SYN: u32 = 2;
+
+const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
+const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
+
+/// What the headers say.
+#[repr(C)]
+pub struct Packet {
+    /// The packet, with the IP header first.
+    pub skb: *mut __sk_buff,
+    /// Its socket.
+    pub sk: *mut bpf_sock,
+    /// The first 40 bytes: the IPv6 header, or IPv4's and TCP's.
+    head: [u32; 10],
+    /// TCP's first 20 bytes.
+    tcp: [u32; 5],
+    /// The IP header's protocol; 0xff for a later fragment.
+    pub protocol: u32,
+    v6: bool,
+    /// Length of all headers.
+    pub headers: u32,
+    /// Length of the packet.
+    pub len: u32,
+    /// First sequence number of the payload.
+    pub seq: u32,
+    /// Acknowledged by this packet.
+    pub ack: u32,
+    /// TCP's flags.
+    pub flags: u32,
+    /// Whether the packet is on its way in.
+    pub ingress: bool,
+}
+
+impl Packet {
+    /// Reads the headers; None if there is no socket or the packet is too short.
+    #[inline(always)]
+    pub fn read(skb: *mut __sk_buff, ingress: bool) -> Option<Packet> {
+        // SAFETY: the context; each field is read once.
+        let (sk, protocol, len) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*skb).__bindgen_anon_2.sk),
+                core::ptr::read_volatile(&raw const (*skb).protocol),
+                core::ptr::read_volatile(&raw const (*skb).len),
+            )
+        };
+        if sk.is_null() {
+            return None;
+        }
+        let mut packet = Packet {
+            skb,
+            sk,
+            head: [0; 10],
+            tcp: [0; 5],
+            protocol: 0xff,
+            v6: protocol == ETH_P_IPV6,
+            headers: 0,
+            len,
+            seq: 0,
+            ack: 0,
+            flags: 0,
+            ingress,
+        };
+        if packet.v6 {
+            if !load(skb, 0, &mut packet.head) {
+                return None;
+            }
+            packet.read_v6()?;
+        } else if protocol == ETH_P_IP {
+            // A packet without TCP can be shorter than both headers: then IP's alone.
+            if !load(skb, 0, &mut packet.head) {
+                let mut ip = [0u32; 5];
+                if !load(skb, 0, &mut ip) {
+                    return None;
+                }
+                packet.head[0] = ip[0];
+                packet.head[1] = ip[1];
+                packet.head[2] = ip[2];
+                packet.head[3] = ip[3];
+                packet.head[4] = ip[4];
+            }
+            packet.read_v4()?;
+        } else {
+            return None;
+        }
+        Some(packet)
+    }
+
+    #[inline(always)]
+    fn read_v4(&mut self) -> Option<()> {
+        let first = u32::from_be(self.head[0]);
+        let ip = ((first >> 24) & 0xf) * 4;
+        let fragment = u32::from_be(self.head[1]) & 0x1fff;
+        self.protocol = if fragment == 0 { (u32::from_be(self.head[2]) >> 16) & 0xff } else { 0xff };
+        self.headers = ip;
+        if self.protocol == TCP {
+            if ip == 20 {
+                self.tcp = [self.head[5], self.head[6], self.head[7], self.head[8], self.head[9]];
+            } else if !load(self.skb, ip, &mut self.tcp) {
+                return None;
+            }
+            self.read_tcp();
+        } else if self.protocol == UDP {
+            self.headers = ip + 8;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn read_v6(&mut self) -> Option<()> {
+        self.protocol = (u32::from_be(self.head[1]) >> 8) & 0xff;
+        self.headers = 40;
+        if self.protocol == HOP_BY_HOP {
+            // A jumbogram's option (BIG TCP).
+            let mut option = [0u32; 2];
+            if !load(self.skb, 40, &mut option) {
+                return None;
+            }
+            let option = u32::from_be(option[0]);
+            self.protocol = option >> 24;
+            self.headers = 48 + ((option >> 16) & 0xff) * 8;
+        }
+        if self.protocol == TCP {
+            if !load(self.skb, self.headers, &mut self.tcp) {
+                return None;
+            }
+            self.read_tcp();
+        } else if self.protocol == UDP {
+            self.headers += 8;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn read_tcp(&mut self) {
+        let word = u32::from_be(self.tcp[3]);
+        self.flags = (word >> 16) & 0xff;
+        self.headers += (word >> 28) * 4;
+        self.ack = u32::from_be(self.tcp[2]);
+        // A SYN takes the first sequence number.
+        self.seq = u32::from_be(self.tcp[1]).wrapping_add(u32::from(self.flags & SYN != 0));
+    }
+
+    /// Bytes behind the headers.
+    #[inline(always)]
+    pub fn payload(&self) -> u32 {
+        if self.len > self.headers { self.len - self.headers } else { 0 }
+    }
+
+    /// Packets and bytes on the wire: one packet here can be many there (GSO, GRO), each with its own headers.
+    #[inline(always)]
+    pub fn on_wire(&self) -> (u64, u64) {
+        let skb = self.skb;
+        // SAFETY: the context.
+        let size = unsafe { core::ptr::read_volatile(&raw const (*skb).gso_size) };
+        if size == 0 {
+            return (1, self.len as u64);
+        }
+        // SAFETY: the context.
+        let mut segments = unsafe { core::ptr::read_volatile(&raw const (*skb).gso_segs) };
+        if segments == 0 {
+            segments = (self.payload() + size - 1) / size;
+        }
+        if segments <= 1 {
+            return (1, self.len as u64);
+        }
+        (segments as u64, self.len as u64 + (segments - 1) as u64 * self.headers as u64)
+    }
+
+    /// Whether both ends are in the pod: the remote address is a loopback one, or the pod's own.
+    #[inline(always)]
+    pub fn inside(&self) -> bool {
+        if self.v6 {
+            let h = &self.head;
+            let same = h[2] == h[6] && h[3] == h[7] && h[4] == h[8] && h[5] == h[9];
+            let r = if self.ingress { [h[2], h[3], h[4], h[5]] } else { [h[6], h[7], h[8], h[9]] };
+            return same || r[0] == 0 && r[1] == 0 && r[2] == 0 && r[3] == 1u32.to_be();
+        }
+        let remote = if self.ingress { self.head[3] } else { self.head[4] };
+        self.head[3] == self.head[4] || u32::from_be(remote) >> 24 == 127
+    }
+
+    /// The TCP port at this end.
+    #[inline(always)]
+    pub fn local_port(&self) -> u32 {
+        let ports = u32::from_be(self.tcp[0]);
+        if self.ingress { ports & 0xffff } else { ports >> 16 }
+    }
+
+    /// Writes what identifies the connection, the same from packets in and out.
+    ///
+    /// # Safety
+    /// `key` is valid.
+    #[inline(always)]
+    pub unsafe fn write_key(&self, key: *mut FlowKey, cgroup: u64) {
+        let h = &self.head;
+        let (from, to) = if self.v6 {
+            ([h[2], h[3], h[4], h[5]], [h[6], h[7], h[8], h[9]])
+        } else {
+            ([h[3], 0, 0, 0], [h[4], 0, 0, 0])
+        };
+        let ports = u32::from_be(self.tcp[0]);
+        let swapped = ports.rotate_right(16);
+        let (remote, local, ports) = if self.ingress { (from, to, ports) } else { (to, from, swapped) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            (*key).cgroup = cgroup;
+            (*key).remote = remote;
+            (*key).local = local;
+            (*key).ports = ports as u64;
+        }
+    }
+}
+
+#[inline(always)]
+fn load<const N: usize>(skb: *mut __sk_buff, offset: u32, to: &mut [u32; N]) -> bool {
+    // SAFETY: the length is that of the array.
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.as_mut_ptr().cast(), (N * 4) as u32) == 0 }
+}

@@ -1,0 +1,288 @@
+//! Requests: the payload of packets in, put in order, framed and counted when a header section is complete.
+//! Inbound only: a pod's own requests to others are not its load.
+
+use aya_ebpf::bindings::bpf_tcp_sock;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock as tcp_sock};
+use ebpf_scaler_common::flow::{BUSY, Flow, MAX_EARLY, OUTSTANDING, Place, before, entry, kind, place, rx_flag, tx_flag};
+use ebpf_scaler_common::http1::{begins_request, flag, phase, skip_gap};
+use ebpf_scaler_common::record::Stat;
+
+use crate::atomic::{self, get, set};
+use crate::flows::{in_flight, oldest, return_scratch, take_scratch};
+use crate::maps::count;
+use crate::packet::Packet;
+use crate::scan::Scan;
+use crate::slots::{Slot, tally};
+
+/// How often to look whether another CPU is done with the connection: well below a microsecond in all.
+const SPINS: u32 = 48;
+
+/// Handles the payload of a packet in.
+///
+/// # Safety
+/// The flow is valid.
+#[inline(always)]
+pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
+    let len = packet.payload();
+    // SAFETY: the caller's promise; the place is ours between `claim` and the last line.
+    unsafe {
+        if len == 0 || get!(flow.rx.phase) == phase::OPAQUE || get!(flow.tx_flags) & tx_flag::TUNNEL != 0 {
+            return;
+        }
+        let Some(next) = claim(flow) else {
+            count(Stat::LostRace);
+            return;
+        };
+        let next = in_order(packet, flow, slot, next, len);
+        atomic::swap(&raw mut (*flow).rx_next, next as u64);
+    }
+}
+
+/// Packets in are handled before the socket is locked, so two CPUs can be here with the same connection.
+#[inline(always)]
+unsafe fn claim(flow: *mut Flow) -> Option<u32> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let at = &raw mut (*flow).rx_next;
+        let mut i = 0;
+        while i < SPINS {
+            let next = core::ptr::read_volatile(at);
+            if next & BUSY == 0 && atomic::replace(at, next, next | BUSY) {
+                return Some(next as u32);
+            }
+            i += 1;
+        }
+        None
+    }
+}
+
+/// Takes the segment in its order; returns the sequence number expected from now on.
+#[inline(always)]
+unsafe fn in_order(packet: &Packet, flow: *mut Flow, slot: Slot, next: u32, len: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let m = &raw mut (*flow).rx;
+        let end = packet.seq.wrapping_add(len);
+        let offset = match place(next, packet.seq, len) {
+            Place::Old => return next,
+            Place::New(offset) => offset,
+            Place::Gap(gap) => {
+                let at = get!(m.phase);
+                let body = at == phase::BODY || at == phase::CHUNK_DATA;
+                if !body && at != phase::SEARCH && wait(packet, flow, next, end) {
+                    return next;
+                }
+                lose(flow, slot, gap);
+                0
+            }
+        };
+        payload(packet, flow, slot, offset, len);
+        past_early(flow, slot, end)
+    }
+}
+
+/// Whether to wait for missing bytes: not when the socket has them already, nor for long.
+#[inline(always)]
+unsafe fn wait(packet: &Packet, flow: *mut Flow, next: u32, end: u32) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let tcp: *mut bpf_tcp_sock = tcp_sock(packet.sk);
+        let segments = get!(flow.early_segments);
+        if tcp.is_null() || before(next, get!(tcp.rcv_nxt)) || segments >= MAX_EARLY {
+            return false;
+        }
+        count(Stat::OutOfOrder);
+        if segments == 0 {
+            set!(flow.early_from, packet.seq);
+            set!(flow.early_to, end);
+        } else {
+            // Several stretches are remembered as one; what lies between them is given up with them.
+            if before(packet.seq, get!(flow.early_from)) {
+                set!(flow.early_from, packet.seq);
+            }
+            if before(get!(flow.early_to), end) {
+                set!(flow.early_to, end);
+            }
+        }
+        set!(flow.early_segments, segments + 1);
+        true
+    }
+}
+
+/// Moves over bytes that came before their turn and were not looked at: fine inside a body.
+#[inline(always)]
+unsafe fn past_early(flow: *mut Flow, slot: Slot, end: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if get!(flow.early_segments) == 0 || before(end, get!(flow.early_from)) {
+            return end;
+        }
+        set!(flow.early_segments, 0);
+        let to = get!(flow.early_to);
+        if !before(end, to) {
+            return end;
+        }
+        lose(flow, slot, to.wrapping_sub(end));
+        to
+    }
+}
+
+/// Accounts for bytes that will not be seen.
+#[inline(always)]
+unsafe fn lose(flow: *mut Flow, _slot: Slot, gap: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !skip_gap(&raw mut (*flow).rx, gap) {
+            set!(flow.early_segments, 0);
+            count(Stat::RequestDesync);
+        }
+    }
+}
+
+/// Frames the payload from `offset` on.
+#[inline(always)]
+unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let m = &raw mut (*flow).rx;
+        let at = get!(m.phase);
+        let left = len - offset;
+        if at == phase::BODY || at == phase::CHUNK_DATA {
+            let remaining = get!(m.remaining);
+            if remaining > left as u64 {
+                set!(m.remaining, remaining - left as u64);
+                return;
+            }
+        }
+        if at == phase::SEARCH {
+            // Only a segment's first byte can be trusted to be a message's.
+            if offset != 0 || left < 16 || !begins(packet) {
+                return;
+            }
+            resynchronise(flow, slot);
+        }
+        let Some((scratch, bit)) = take_scratch() else {
+            set!(m.phase, phase::SEARCH);
+            return;
+        };
+        let window = &raw mut (*scratch).window;
+        let mut scan = Scan { skb: packet.skb, flow, window, slot, ack: packet.ack };
+        scan.requests(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
+        return_scratch(bit);
+        if get!(m.phase) == phase::SEARCH && get!(m.flags) & flag::CONNECT == 0 && get!(flow.rx_flags) & rx_flag::HTTP != 0 {
+            count(Stat::RequestDesync);
+        }
+    }
+}
+
+#[inline(always)]
+fn begins(packet: &Packet) -> bool {
+    let mut first = 0u64;
+    // SAFETY: the length is the variable's.
+    let loaded = unsafe { bpf_skb_load_bytes(packet.skb.cast(), packet.headers, (&raw mut first).cast(), 8) };
+    loaded == 0 && begins_request(first)
+}
+
+/// Begins again where a segment begins like a request: a guess until a status line answers it.
+#[inline(always)]
+unsafe fn resynchronise(flow: *mut Flow, slot: Slot) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (flags, head) = (get!(flow.rx_flags), get!(flow.head));
+        if flags & rx_flag::HTTP != 0 {
+            count(Stat::RequestResync);
+        }
+        // How many requests were missed is unknown, so nothing can be paired with those before.
+        let aborted = if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) == 0 { in_flight(flow) } else { 0 };
+        if aborted != 0 {
+            tally!(slot, requests_aborted, aborted);
+            tally!(slot, ended, aborted);
+        }
+        set!(flow.flush, head);
+        set!(flow.guess, head);
+        set!(flow.rx_flags, flags | rx_flag::TENTATIVE);
+        set!(flow.rx.phase, phase::START);
+    }
+}
+
+/// A request's header section is complete.
+///
+/// # Safety
+/// The scan's pointers are valid, the flow's request side is ours.
+#[inline(always)]
+pub unsafe fn complete(scan: &Scan) {
+    let (flow, slot) = (scan.flow, scan.slot);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (kind, begun) = (get!(flow.kind), get!(flow.rx.begun));
+        let flags = get!(flow.rx.flags);
+        if kind & kind::LOOPBACK != 0 {
+            tally!(slot, requests_loopback, 1);
+            return;
+        }
+        if kind & kind::EXCLUDED != 0 {
+            tally!(slot, requests_excluded_port, 1);
+            return;
+        }
+        if get!(flow.answered) == begun {
+            return;
+        }
+        let head = get!(flow.head);
+        let mut state = get!(flow.rx_flags) | rx_flag::HTTP;
+        if state & rx_flag::TENTATIVE != 0 && before(get!(flow.guess), get!(flow.tail)) {
+            // A status line has answered since: no guess any more.
+            state &= !rx_flag::TENTATIVE;
+        }
+        let outstanding = head.wrapping_sub(oldest(flow));
+        let lost = get!(flow.lost_head);
+        let overflow = outstanding >= OUTSTANDING || lost != get!(flow.lost_tail);
+        let first = outstanding == 0 && !overflow;
+        // An answer still on its way to the client cannot be what the client waits for.
+        if first && !before(scan.ack, get!(flow.tx_next)) {
+            set!(flow.answer_at, scan.ack);
+        } else if first {
+            set!(flow.answer_at, scan.ack);
+            state |= rx_flag::PIPELINED;
+        } else {
+            state |= rx_flag::PIPELINED;
+        }
+        set!(flow.rx_flags, state);
+        count_request(scan, state, flags, overflow);
+        if overflow {
+            count(Stat::PipelineFull);
+            set!(flow.lost_head, lost.wrapping_add(1));
+            return;
+        }
+        let mut bits = (flags & (flag::HEAD | flag::CONNECT | flag::PROBE)) as u64;
+        if state & rx_flag::TENTATIVE != 0 {
+            bits |= entry::TENTATIVE;
+        }
+        let at = (head & (OUTSTANDING - 1)) as usize;
+        core::ptr::write_volatile((&raw mut (*flow).ring).cast::<u64>().add(at), (begun << entry::SHIFT) | bits);
+        set!(flow.head, head.wrapping_add(1));
+    }
+}
+
+/// Counts the request now, unless it has to wait for its answer or for its connection.
+#[inline(always)]
+unsafe fn count_request(scan: &Scan, state: u32, flags: u32, overflow: bool) {
+    let (flow, slot) = (scan.flow, scan.slot);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let probe = flags & flag::PROBE != 0 && !overflow;
+        if state & rx_flag::PARKED != 0 {
+            if probe {
+                set!(flow.parked_probes, get!(flow.parked_probes) + 1);
+            } else {
+                set!(flow.parked, get!(flow.parked) + 1);
+            }
+        } else if state & rx_flag::TENTATIVE == 0 || overflow {
+            if probe {
+                tally!(slot, requests_probe, 1);
+            } else {
+                tally!(slot, requests, 1);
+                tally!(slot, begun, 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Time that runnable threads wait for a CPU (in work).

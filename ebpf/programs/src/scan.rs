@@ -1,0 +1,163 @@
+//! Drives the framing machine over a packet's payload, a window at a time, and hands on what it finds. The
+//! number of turns is bounded; what they do not reach counts as lost.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes};
+use ebpf_scaler_common::flow::Flow;
+use ebpf_scaler_common::http1::{Machine, Next, Window, event, phase, prepare, step};
+use ebpf_scaler_common::record::Stat;
+
+use crate::atomic::{get, set};
+use crate::maps::count;
+use crate::slots::Slot;
+use crate::{requests, responses};
+
+/// Enough for 64 KiB of the shortest messages that anyone sends.
+const TURNS: u32 = 4096;
+/// Steps a turn: a window of long lines takes 16.
+const STEPS: u32 = 24;
+
+/// What a turn needs; lives on the stack.
+#[repr(C)]
+pub struct Scan {
+    pub skb: *mut __sk_buff,
+    pub flow: *mut Flow,
+    pub window: *mut Window,
+    pub slot: Slot,
+    /// What the packet acknowledges.
+    pub ack: u32,
+}
+
+impl Scan {
+    /// Frames requests in the packet from `offset` on.
+    ///
+    /// # Safety
+    /// The pointers are valid, the flow's `rx` and the window ours.
+    #[inline(always)]
+    pub unsafe fn requests(&mut self, now: u64, offset: u32, end: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.begin(now, offset, end);
+            bpf_loop(TURNS, request_turn as *mut _, (&raw mut *self).cast(), 0);
+            let m = &raw mut (*self.flow).rx;
+            self.finish(m);
+        }
+    }
+
+    /// Frames responses in the packet from `offset` on.
+    ///
+    /// # Safety
+    /// The pointers are valid, the flow's `tx` and the window ours.
+    #[inline(always)]
+    pub unsafe fn responses(&mut self, now: u64, offset: u32, end: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.begin(now, offset, end);
+            bpf_loop(TURNS, response_turn as *mut _, (&raw mut *self).cast(), 0);
+            let m = &raw mut (*self.flow).tx;
+            self.finish(m);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn begin(&mut self, now: u64, offset: u32, end: u32) {
+        let w = self.window;
+        // SAFETY: the caller's promise.
+        unsafe {
+            set!(w.now, now);
+            set!(w.base, offset);
+            set!(w.end, end);
+            set!(w.pos, 0);
+            set!(w.len, 0);
+        }
+    }
+
+    /// Turns that ran out leave bytes unseen.
+    #[inline(always)]
+    unsafe fn finish(&mut self, m: *mut Machine) {
+        let w = self.window;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = get!(m.phase);
+            if at != phase::SEARCH && at != phase::OPAQUE && get!(w.base).wrapping_add(get!(w.pos)) < get!(w.end) {
+                set!(m.phase, phase::SEARCH);
+            }
+        }
+    }
+}
+
+/// Loads if need be, then steps until something is found: the event, or None when there is nothing more to do.
+#[inline(always)]
+unsafe fn turn<const RESPONSE: bool>(skb: *mut __sk_buff, m: *mut Machine, w: *mut Window) -> Option<u32> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match prepare(m, w) {
+            Next::Stop => return None,
+            Next::Again => return Some(event::LOAD),
+            Next::Oversized => {
+                count(Stat::Oversized);
+                return None;
+            }
+            Next::Load(n) => {
+                let bytes = (&raw mut (*w).bytes).cast();
+                if bpf_skb_load_bytes(skb.cast(), get!(w.base), bytes, one_to_256(n)) != 0 {
+                    count(Stat::LoadFailed);
+                    set!(m.phase, phase::SEARCH);
+                    return None;
+                }
+            }
+            Next::Step => {}
+        }
+        let mut found = event::NONE;
+        let mut i = 0;
+        while i < STEPS {
+            found = step::<RESPONSE>(m, w);
+            if found != event::NONE {
+                break;
+            }
+            i += 1;
+        }
+        Some(found)
+    }
+}
+
+/// The verifier must see the bounds of a length; the compiler, which knows them, would leave the mask out.
+#[inline(always)]
+pub fn one_to_256(n: u32) -> u32 {
+    let mut n = n as u64 - 1;
+    // SAFETY: arithmetic.
+    unsafe { core::arch::asm!("{0} &= 255", inout(reg) n, options(nostack, nomem, pure)) };
+    n as u32 + 1
+}
+
+unsafe extern "C" fn request_turn(_: u64, scan: *mut Scan) -> i64 {
+    // SAFETY: bpf_loop passes what we gave it.
+    unsafe {
+        let (skb, flow, w) = ((*scan).skb, (*scan).flow, (*scan).window);
+        let m = &raw mut (*flow).rx;
+        match turn::<false>(skb, m, w) {
+            None => return 1,
+            Some(event::REQUEST) => requests::complete(&*scan),
+            Some(event::HTTP2) => count(Stat::Http2),
+            _ => {}
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn response_turn(_: u64, scan: *mut Scan) -> i64 {
+    // SAFETY: bpf_loop passes what we gave it.
+    unsafe {
+        let (skb, flow, w) = ((*scan).skb, (*scan).flow, (*scan).window);
+        let m = &raw mut (*flow).tx;
+        match turn::<true>(skb, m, w) {
+            None => return 1,
+            Some(event::STATUS) => {
+                let flags = responses::complete(&*scan, get!(m.status), get!(m.begun));
+                set!(m.flags, get!(m.flags) | flags);
+            }
+            _ => {}
+        }
+    }
+    0
+}
