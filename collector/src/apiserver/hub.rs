@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ebpf_scaler_measure::{Answer, Family, Metric, Query, State, Time, Window};
 
+use tokio::sync::watch;
+
 use super::clock::Clock;
 use super::demand::Demand;
 use super::identity::{LiveTrust, User};
@@ -25,6 +27,8 @@ pub struct Hub {
     pub trust: LiveTrust,
     /// The role's own metrics
     pub metrics: Metrics,
+    /// Changes with every batch taken in
+    pub ingested: watch::Sender<()>,
 }
 
 impl Hub {
@@ -37,6 +41,7 @@ impl Hub {
             reviews: Reviews::new(client),
             trust: LiveTrust::default(),
             metrics,
+            ingested: watch::Sender::new(()),
         })
     }
 

@@ -113,6 +113,7 @@ fn receive(
     let (mut state, now) = hub.change();
     let received = state.report(node, epoch, batch, now);
     drop(state);
+    hub.ingested.send_replace(());
     let m = &hub.metrics;
     m.batches.inc();
     m.samples.inc_by(received.accepted as u64);

@@ -1,5 +1,5 @@
-//! One client's subscriptions: answers are pushed as they change, and at least once a second. Every
-//! subscription is authorized like the same query over HTTP.
+//! One client's subscriptions: answers are pushed as soon as a report has changed them, and at least once a
+//! second. Every subscription is authorized like the same query over HTTP.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,6 @@ use ebpf_scaler_measure::{Metric, Query, Window};
 use ebpf_scaler_proto as proto;
 use futures::Stream;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -20,8 +19,13 @@ use super::metrics::Counted;
 use super::reviews::Action;
 use super::status::Failure;
 
-/// Answers are looked at as often as agents report.
+/// Answers are looked at this often even if no report comes: silence changes them too.
 const TICK: Duration = Duration::from_millis(250);
+/// Agents report about the same time; what comes within this is looked at together.
+const GATHER: Duration = Duration::from_millis(5);
+/// With many agents reports come all the time; answers are not looked at more often than this, and looking
+/// takes no more than a fifth of the time.
+const PAUSE: Duration = Duration::from_millis(25);
 /// An answer that does not change is repeated, so that the client knows it is still true.
 const REPEAT: Duration = Duration::from_millis(950);
 /// What one client may subscribe to.
@@ -83,19 +87,30 @@ impl Client {
         mut inbound: Streaming<proto::WatchRequest>,
         answers: &Outbound,
     ) -> Result<(), Status> {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut ingested = self.hub.ingested.subscribe();
+        let (mut due, mut earliest) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 message = inbound.message() => {
                     let Some(message) = message? else { return Ok(()) };
                     self.change(message).await?;
+                    due = earliest;
                 }
-                _ = tick.tick() => {
+                changed = ingested.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    due = due.min((Instant::now() + GATHER).max(earliest));
+                }
+                () = tokio::time::sleep_until(due.into()) => {
                     if answers.is_closed() {
                         return Ok(());
                     }
+                    let began = Instant::now();
                     self.push(answers);
+                    let ended = Instant::now();
+                    earliest = ended + PAUSE.max((ended - began) * 4);
+                    due = ended + TICK.max(earliest - ended);
                 }
             }
         }

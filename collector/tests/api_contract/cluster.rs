@@ -84,15 +84,6 @@ impl Cluster {
             .send((kind.to_owned(), json!({"type": event, "object": object})));
     }
 
-    pub fn delete(&self, kind: &str, name: &str) {
-        let key = (kind.to_owned(), name.to_owned());
-        let object = self.0.objects.lock().unwrap().remove(&key).unwrap();
-        let _ = self.0.events.send((
-            kind.to_owned(),
-            json!({"type": "DELETED", "object": object}),
-        ));
-    }
-
     /// A token that reviews say yes to for these audiences (empty: the API server's own).
     pub fn token(&self, token: &str, audiences: &[&str], user: Value) {
         let audiences = audiences.iter().map(|a| (*a).to_owned()).collect();

@@ -309,6 +309,21 @@ impl Agent {
         self.sender.send(report).await.unwrap();
     }
 
+    /// Says again and again what it said last, so that it stays live while its clock stands still.
+    pub fn stay(&self) {
+        let report = proto::ReportRequest {
+            monotonic_micros: self.at,
+            families: self.families.clone(),
+            ..proto::ReportRequest::default()
+        };
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            while sender.send(report.clone()).await.is_ok() {
+                tokio::time::sleep(Duration::from_micros(TICK)).await;
+            }
+        });
+    }
+
     /// Ten seconds of a steady rate a tick on each pod, in no time: its clock is its own.
     pub async fn steady(&mut self, pods: &[&str], rate: u64) {
         for tick in 0..=40 {
