@@ -4,7 +4,14 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-for part in packages kubernetes bpf tools; do
-  bash "$setup_dir/$part.sh"
-done
+bash "$setup_dir/packages.sh"
+if has_docker; then
+  # The nodes come with kind, as containers.
+  bash "$setup_dir/kubernetes.sh" kubectl
+  bash "$setup_dir/tools.sh" kind
+else
+  bash "$setup_dir/kubernetes.sh"
+fi
+bash "$setup_dir/bpf.sh"
+bash "$setup_dir/tools.sh"
 say "everything is there"

@@ -60,6 +60,9 @@ with_progress() {
   fi
 }
 
+# Whether kind can make clusters here; then nothing of a node is needed on this machine.
+has_docker() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+
 # Sets go to a Go that is new enough, or leaves it empty.
 find_go() {
   local candidate version

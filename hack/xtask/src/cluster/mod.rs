@@ -12,7 +12,9 @@ use anyhow::{Context, bail};
 mod addons;
 mod cgroup;
 mod control_plane;
+mod existing;
 mod journal;
+mod kind;
 mod network;
 mod node;
 mod pki;
@@ -97,7 +99,8 @@ impl Cluster {
         if let Some(record) = Record::load(&options.name)? {
             let cluster = Self { record };
             if cluster.is_healthy() {
-                if cluster.record.nodes != options.nodes {
+                let is_ours = cluster.record.provider != Provider::Existing;
+                if is_ours && cluster.record.nodes != options.nodes {
                     bail!(
                         "cluster {} has {} nodes; take it down first",
                         options.name,
@@ -118,7 +121,8 @@ impl Cluster {
             Provider::Source | Provider::Auto => {
                 source::up(&options.name, options.nodes, &progress)?
             }
-            Provider::Kind | Provider::Existing => bail!("in work"),
+            Provider::Kind => kind::up(&options.name, options.nodes, &progress)?,
+            Provider::Existing => existing::up(&options.name, options.yes, &progress)?,
         };
         progress.say("is up");
         Ok(cluster)
@@ -161,13 +165,6 @@ impl Cluster {
         &self.record.kubeconfig
     }
 
-    /// The names of its nodes.
-    pub fn nodes(&self) -> Vec<String> {
-        (1..=self.record.nodes)
-            .map(|index| format!("{}-{index}", self.record.name))
-            .collect()
-    }
-
     /// A `kubectl` that talks to it.
     pub fn kubectl(&self) -> Command {
         let ours = cache().join("kubernetes/bin/kubectl");
@@ -181,20 +178,24 @@ impl Cluster {
         command
     }
 
-    /// Puts an image onto every node and returns true, or false if the very same is there already.
-    pub fn load_image(&self, image: &Archive) -> anyhow::Result<bool> {
+    /// Puts an image onto every node, unless the very same is there already. Returns what was done.
+    pub fn load_image(&self, image: &Archive) -> anyhow::Result<String> {
         let _lock = Lock::take(self.name())?;
         let mut record = Record::load(self.name())?.unwrap_or_else(|| self.record.clone());
         if record.images.get(&image.name) == Some(&image.id) {
-            return Ok(false);
+            return Ok(format!("{} is unchanged in {}", image.name, self.name()));
         }
-        for node in self.nodes() {
-            source::import(source::sandbox(&self.record, &node)?, &image.path)
-                .with_context(|| format!("cannot load {} onto {node}", image.name))?;
+        match record.provider {
+            Provider::Source | Provider::Auto => source::load(&record, &image.path),
+            Provider::Kind => kind::load(&record.name, &image.path),
+            Provider::Existing => {
+                return Ok(existing::explain_images(&image.name, &image.path));
+            }
         }
+        .with_context(|| format!("cannot load {}", image.name))?;
         record.images.insert(image.name.clone(), image.id.clone());
         record.save()?;
-        Ok(true)
+        Ok(format!("{} is loaded into {}", image.name, self.name()))
     }
 
     fn is_healthy(&self) -> bool {
@@ -211,11 +212,17 @@ impl Cluster {
 fn remove(name: &str) -> anyhow::Result<()> {
     let folder = state::folder(name);
     state::journal(name).undo()?;
+    if Record::load(name)?.is_some_and(|record| record.provider == Provider::Kind) {
+        kind::down(name)?;
+    }
     state::remove_folder(&folder)
 }
 
 /// What is best here.
 fn choose() -> anyhow::Result<Provider> {
+    if kind::has_docker() {
+        return Ok(Provider::Kind);
+    }
     if cfg!(target_os = "linux") && crate::steps::is_root() {
         return Ok(Provider::Source);
     }

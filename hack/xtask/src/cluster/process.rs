@@ -89,10 +89,6 @@ pub fn start(
         .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
         .stderr(log);
-    #[expect(
-        clippy::zombie_processes,
-        reason = "it is meant to outlive us; init waits for it"
-    )]
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start {what}"))?;

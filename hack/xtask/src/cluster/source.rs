@@ -91,6 +91,13 @@ fn reserve(name: &str, nodes: u8) -> anyhow::Result<(Record, Plan)> {
     Ok((record, plan))
 }
 
+/// The names of the nodes.
+fn nodes(record: &Record) -> Vec<String> {
+    (1..=record.nodes)
+        .map(|index| format!("{}-{index}", record.name))
+        .collect()
+}
+
 /// Whether every process that `up` started still runs.
 pub fn is_whole(record: &Record) -> bool {
     let processes = record.journal().processes();
@@ -98,7 +105,7 @@ pub fn is_whole(record: &Record) -> bool {
 }
 
 /// A node's namespaces.
-pub fn sandbox(record: &Record, node: &str) -> anyhow::Result<Sandbox> {
+fn sandbox(record: &Record, node: &str) -> anyhow::Result<Sandbox> {
     let wanted = holder(node);
     record
         .journal()
@@ -109,8 +116,16 @@ pub fn sandbox(record: &Record, node: &str) -> anyhow::Result<Sandbox> {
         .with_context(|| format!("node {node} does not run; see `cargo xtask cluster status`"))
 }
 
+/// Puts an image onto every node.
+pub fn load(record: &Record, archive: &Path) -> anyhow::Result<()> {
+    for node in nodes(record) {
+        import(sandbox(record, &node)?, archive).with_context(|| format!("on node {node}"))?;
+    }
+    Ok(())
+}
+
 /// Imports an image into a node's containerd.
-pub fn import(sandbox: Sandbox, archive: &Path) -> anyhow::Result<()> {
+fn import(sandbox: Sandbox, archive: &Path) -> anyhow::Result<()> {
     let file = File::open(archive).with_context(|| format!("cannot read {}", archive.display()))?;
     process::output(
         sandbox
@@ -131,7 +146,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn build(&self) -> anyhow::Result<()> {
         let record = &self.cluster.record;
-        let nodes = self.cluster.nodes();
+        let nodes = nodes(record);
         self.progress
             .say(&format!("addresses 10.{}.0.0/16", self.plan.0));
         fs::create_dir_all(self.folder.join("logs"))?;

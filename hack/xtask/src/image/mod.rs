@@ -73,7 +73,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let progress = Progress::new("image");
     let archives = build(wanted, &out, &progress)?;
     if let Some(cluster) = cluster {
-        load(&cluster, &archives, &progress)?;
+        for archive in &archives {
+            progress.say(&cluster.load_image(archive)?);
+        }
     }
     for archive in archives {
         println!("{}", archive.path.display());
@@ -81,27 +83,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds all images and puts them onto a cluster's nodes.
-pub fn build_and_load(cluster: &Cluster) -> anyhow::Result<()> {
-    let progress = Progress::new("image");
-    let archives = build(&Component::ALL, &folder(), &progress)?;
-    load(cluster, &archives, &progress)
-}
-
 fn folder() -> PathBuf {
     cluster::cache().join("images")
-}
-
-fn load(cluster: &Cluster, archives: &[Archive], progress: &Progress) -> anyhow::Result<()> {
-    for archive in archives {
-        let what = if cluster.load_image(archive)? {
-            "is loaded into"
-        } else {
-            "is unchanged in"
-        };
-        progress.say(&format!("{} {what} {}", archive.name, cluster.name()));
-    }
-    Ok(())
 }
 
 fn build(
