@@ -2,24 +2,36 @@
 //! writes replicas and says why; and keeps our certificates. Only the leader writes.
 
 pub mod admin;
+pub mod answers;
+pub mod apply;
 pub mod args;
 pub mod certs;
+pub mod engine;
 pub mod leader;
 pub mod metrics;
+pub mod poll;
+pub mod scaler;
+pub mod status;
+pub mod stream;
 pub mod telemetry;
+pub mod translate;
+pub mod watch;
 
 use std::sync::Arc;
 
 use anyhow::Context;
 use kube::Client;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use apply::Applier;
 use args::Args;
 use certs::{Certs, plan::Lifetimes, store::Names};
 use leader::Leadership;
 use metrics::Metrics;
+use poll::Poller;
+use stream::Streams;
 
 /// Runs the operator until it is told to stop.
 ///
@@ -87,7 +99,7 @@ async fn lead(
     stop: &CancellationToken,
 ) {
     let term = stop.child_token();
-    let (bundle, _bundle_reader) = watch::channel(None);
+    let (bundle, bundle_reader) = channel::channel(None);
     let seconds = |d: std::time::Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX / 4);
     let certs = Certs {
         names: names(args),
@@ -101,12 +113,50 @@ async fn lead(
         bundle,
     };
     let certs = tokio::spawn(certs.run(client.clone(), leadership.clone(), term.clone()));
+    let (stream_wanted, wanted) = channel::channel(Arc::default());
+    let (told_in, told) = mpsc::channel(1024);
+    let streams = Streams {
+        args: args.collector.clone(),
+        bundle: bundle_reader,
+        wanted,
+        out: told_in,
+        metrics: metrics.clone(),
+    };
+    let streams = tokio::spawn(streams.run(term.clone()));
+    let (poll_wanted, wanted) = channel::channel(Arc::default());
+    let (polled_in, polled) = mpsc::channel(1024);
+    let poller = Poller {
+        client: client.clone(),
+        wanted,
+        external_period: args.collector.external_poll_period,
+        fallback_period: args.collector.fallback_poll_period,
+        out: polled_in,
+        metrics: metrics.clone(),
+    };
+    let poller = tokio::spawn(poller.run(term.clone()));
+    let parts = engine::Parts {
+        client: client.clone(),
+        applier: Applier::new(client.clone(), leadership.clone(), args.write_timeout),
+        metrics: metrics.clone(),
+        collector: args.collector.clone(),
+        tick: args.tick,
+        identity: args.identity.clone(),
+        stream_wanted,
+        told,
+        poll_wanted,
+        polled,
+    };
+    let engine = tokio::spawn(engine::run(parts, term.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
         () = leadership.wait_for(false) => {}
     }
     term.cancel();
-    let _ = certs.await;
+    for task in [certs, streams, poller, engine] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a task of the leader panicked");
+        }
+    }
 }
 
 fn names(args: &Args) -> Names {

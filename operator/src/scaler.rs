@@ -1,0 +1,412 @@
+//! One EbpfScaler: what is known of it, one decision at a time, and what is to be done about it.
+//! Never talks to anything: it is fed, and returns effects.
+
+use std::time::{Duration, Instant};
+
+use ebpf_scaler_crds::{
+    EbpfScaler, EbpfScalerSpec, EbpfScalerStatus,
+    v1alpha1::{Mode, Profile},
+};
+use ebpf_scaler_decide::{Decision, History, Observation, Reading, Reason, Time, decide};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::{
+    answers::Answers,
+    apply::{Target, TargetKey, Written},
+    metrics::Metrics,
+    status::{Keeper, View},
+    translate::{self, Plan},
+    watch::Key,
+};
+
+/// The HPA reconciles this often, and its rules without `behavior` mean it.
+const HPA_PERIOD: Duration = Duration::from_secs(15);
+/// A failed write is tried again after this, and then after twice as long each time, up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The same event is not repeated within this.
+const QUIET: Duration = Duration::from_secs(300);
+
+/// An EbpfScaler as it is watched.
+#[derive(Debug)]
+pub struct Object {
+    /// Namespace and name.
+    pub key: Key,
+    /// For events.
+    pub uid: String,
+    /// Of the spec.
+    pub generation: Option<i64>,
+    /// The older of two wins.
+    pub created: Option<Timestamp>,
+    /// The spec.
+    pub spec: EbpfScalerSpec,
+    /// The status as found.
+    pub status: EbpfScalerStatus,
+}
+
+impl Object {
+    /// Keeps of an object what counts.
+    #[must_use]
+    pub fn trim(object: EbpfScaler) -> Self {
+        Self {
+            key: crate::watch::key(&object),
+            uid: object.metadata.uid.unwrap_or_default(),
+            generation: object.metadata.generation,
+            created: object.metadata.creation_timestamp.map(|t| t.0),
+            spec: object.spec,
+            status: object.status.unwrap_or_default(),
+        }
+    }
+
+    /// What it scales.
+    #[must_use]
+    pub fn target(&self) -> TargetKey {
+        let r = &self.spec.scale_target_ref;
+        TargetKey {
+            namespace: self.key.0.clone(),
+            api_version: r.api_version.clone(),
+            kind: r.kind.clone(),
+            name: r.name.clone(),
+        }
+    }
+}
+
+/// Something to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write replicas.
+    Scale {
+        /// Over what was seen.
+        seen: Target,
+        /// To this.
+        to: i32,
+        /// When the newest sample behind it was taken.
+        sampled: Option<i64>,
+        /// The reason, for the event.
+        why: String,
+    },
+    /// Write the status.
+    Status(Box<EbpfScalerStatus>),
+    /// Publish an event.
+    Event(Event),
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Whether something is wrong.
+    pub warning: bool,
+    /// One word.
+    pub reason: &'static str,
+    /// A sentence.
+    pub note: String,
+}
+
+/// The two clocks of one moment, and the engine's.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For waiting.
+    pub instant: Instant,
+    /// For people.
+    pub wall: Timestamp,
+    /// For deciding.
+    pub time: Time,
+}
+
+/// One EbpfScaler.
+pub struct Scaler {
+    /// The object.
+    pub object: Object,
+    /// What it scales.
+    pub target: TargetKey,
+    plan: Option<(String, Plan)>,
+    history: History,
+    last: Option<(Decision, Observation)>,
+    keeper: Keeper,
+    conflict: Option<(&'static str, String)>,
+    trouble: Option<(&'static str, String)>,
+    /// When it was last decided.
+    pub decided: Option<Instant>,
+    last_scale: Option<Timestamp>,
+    writing: bool,
+    status_writing: bool,
+    retry: Option<(Instant, Duration)>,
+    status_retry: Option<Instant>,
+    said: Vec<(&'static str, String, Instant)>,
+}
+
+impl Scaler {
+    /// A scaler seen for the first time.
+    #[must_use]
+    pub fn new(object: Object) -> Self {
+        Self {
+            target: object.target(),
+            keeper: Keeper::new(object.status.clone()),
+            plan: None,
+            history: History::default(),
+            last: None,
+            conflict: None,
+            trouble: None,
+            decided: None,
+            last_scale: object.status.last_scale_time.as_ref().map(|t| t.0),
+            writing: false,
+            status_writing: false,
+            retry: None,
+            status_retry: None,
+            said: Vec::new(),
+            object,
+        }
+    }
+
+    /// The object changed, or its status was written (also by us).
+    pub fn update(&mut self, object: Object) {
+        let target = object.target();
+        if target != self.target || object.uid != self.object.uid {
+            *self = Self::new(object);
+            return;
+        }
+        if object.spec != self.object.spec {
+            self.plan = None;
+            self.decided = None;
+        }
+        self.object = object;
+    }
+
+    /// What the spec means for pods that `pods` selects, and whether that is news.
+    pub fn plan_for(&mut self, pods: &str) -> bool {
+        if self.plan.as_ref().is_some_and(|(p, _)| p == pods) {
+            return false;
+        }
+        let plan = translate::plan(&self.object.spec, &self.object.key.0, pods);
+        self.plan = Some((pods.to_owned(), plan));
+        true
+    }
+
+    /// What the spec means, once its pods are known.
+    #[must_use]
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref().map(|(_, p)| p)
+    }
+
+    /// Who else scales the target.
+    pub fn set_conflict(&mut self, conflict: Option<(&'static str, String)>) {
+        self.conflict = conflict;
+    }
+
+    /// Decides on what is at hand, and returns what is to be done.
+    pub fn step(
+        &mut self,
+        target: Result<&Target, &str>,
+        answers: &mut Answers,
+        now: Now,
+        metrics: &Metrics,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match target {
+            Err(why) => {
+                self.last = None;
+                self.trouble = Some(("FailedGetScale", why.to_owned()));
+                self.decided = Some(now.instant);
+                self.say(&mut effects, true, "FailedGetScale", why, now.instant);
+            }
+            Ok(target) => {
+                if self
+                    .trouble
+                    .as_ref()
+                    .is_some_and(|(r, _)| *r == "FailedGetScale")
+                {
+                    self.trouble = None;
+                }
+                if self.writing {
+                    return effects;
+                }
+                if self.is_due(now.instant) {
+                    self.decided = Some(now.instant);
+                    self.decide(target, answers, now, metrics, &mut effects);
+                }
+            }
+        }
+        if let Some((reason, why)) = self.conflict.clone() {
+            self.say(&mut effects, true, reason, &why, now.instant);
+        }
+        self.report(now, &mut effects);
+        effects
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let hpa = self.object.spec.profile == Profile::Hpa;
+        !hpa || self
+            .decided
+            .is_none_or(|t| now.duration_since(t) >= HPA_PERIOD)
+    }
+
+    fn decide(
+        &mut self,
+        target: &Target,
+        answers: &mut Answers,
+        now: Now,
+        metrics: &Metrics,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((_, plan)) = &self.plan else { return };
+        let mut samples = Vec::with_capacity(plan.queries.len());
+        let readings: Vec<Reading> = plan
+            .queries
+            .iter()
+            .map(|q| {
+                let best = answers.best(&q.id(), now.instant);
+                samples.push(best.sampled_unix_micros);
+                best.reading
+            })
+            .collect();
+        let observation = Observation {
+            spec_replicas: target.spec,
+            status_replicas: target.status,
+            ready_replicas: target.ready.unwrap_or(target.status),
+            metrics: readings,
+        };
+        let begun = Instant::now();
+        let decision = decide(&observation, &plan.policy, &self.history, now.time);
+        metrics.decide.observe(begun.elapsed().as_secs_f64());
+        metrics.reconciliations.inc();
+        self.history
+            .record(&observation, &plan.policy, &decision, now.time);
+        let before = self.last.as_ref().map(|(d, _)| d.reason);
+        if before != Some(decision.reason) {
+            metrics.decision(decision.reason.as_str());
+        }
+        let why = format!(
+            "{}: {}",
+            decision.reason.as_str(),
+            decision.message(&plan.policy)
+        );
+        if matches!(
+            decision.reason,
+            Reason::NoMetrics | Reason::SomeMetricsMissing
+        ) && before != Some(decision.reason)
+            && before.is_some()
+        {
+            self.say(effects, true, "FailedGetMetrics", &why, now.instant);
+        }
+        let may_write = self.conflict.is_none()
+            && self.object.spec.mode == Mode::Enforce
+            && self.retry.is_none_or(|(at, _)| at <= now.instant);
+        if decision.changes() && may_write {
+            self.writing = true;
+            let sampled = match decision.top {
+                Some(top) => samples.get(top).copied().flatten(),
+                None => None,
+            };
+            effects.push(Effect::Scale {
+                seen: target.clone(),
+                to: decision.replicas,
+                sampled,
+                why,
+            });
+        }
+        self.last = Some((decision, observation));
+    }
+
+    /// The write of replicas has ended.
+    pub fn written(
+        &mut self,
+        from: i32,
+        to: i32,
+        why: &str,
+        written: &Written,
+        now: Now,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.writing = false;
+        match written {
+            Written::Accepted(_) => {
+                self.history.scaled(from, to, now.time);
+                self.last_scale = Some(now.wall);
+                self.trouble = None;
+                self.retry = None;
+                effects.push(Effect::Event(Event {
+                    warning: false,
+                    reason: "SuccessfulRescale",
+                    note: format!("New size: {to}; reason: {why}"),
+                }));
+            }
+            Written::Foreign(_) | Written::NotLeading => {}
+            Written::Failed(error) => {
+                let wait = match self.retry {
+                    Some((_, last)) => (last * 2).min(RETRY.1),
+                    None => RETRY.0,
+                };
+                self.retry = Some((now.instant + wait, wait));
+                self.trouble = Some(("FailedUpdateScale", error.clone()));
+                let note = format!("New size: {to}; reason: {why}; error: {error}");
+                self.say(&mut effects, true, "FailedRescale", &note, now.instant);
+            }
+        }
+        effects
+    }
+
+    /// The write of the status has ended.
+    pub fn status_written(&mut self, ok: bool, now: Instant) {
+        self.status_writing = false;
+        if !ok {
+            self.keeper.forget();
+            self.status_retry = Some(now + Duration::from_secs(2));
+        }
+    }
+
+    fn report(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.status_writing || self.status_retry.is_some_and(|t| t > now.instant) {
+            return;
+        }
+        let empty;
+        let plan = match &self.plan {
+            Some((_, plan)) => plan,
+            None => {
+                empty = translate::plan(&self.object.spec, &self.object.key.0, "");
+                &empty
+            }
+        };
+        let view = View {
+            generation: self.object.generation,
+            plan,
+            decision: self.last.as_ref().map(|(d, o)| (d, o)),
+            trouble: self.trouble.clone(),
+            conflict: self.conflict.clone(),
+            observing: self.object.spec.mode == Mode::Observe,
+            last_scale: self.last_scale,
+        };
+        let status = view.status(&self.keeper.written, now.wall);
+        if self.keeper.is_due(&status, now.instant) {
+            self.keeper.wrote(status.clone(), now.instant);
+            self.status_writing = true;
+            effects.push(Effect::Status(Box::new(status)));
+        }
+    }
+
+    /// An event, unless the same was said a moment ago.
+    fn say(
+        &mut self,
+        effects: &mut Vec<Effect>,
+        warning: bool,
+        reason: &'static str,
+        note: &str,
+        now: Instant,
+    ) {
+        self.said
+            .retain(|(_, _, at)| now.duration_since(*at) < QUIET);
+        if self.said.iter().any(|(r, ..)| *r == reason) {
+            return;
+        }
+        self.said.push((reason, note.to_owned(), now));
+        effects.push(Effect::Event(Event {
+            warning,
+            reason,
+            note: note.to_owned(),
+        }));
+    }
+
+    /// Replicas and reason of the last decision: for tests and logs.
+    #[must_use]
+    pub fn last(&self) -> Option<&Decision> {
+        self.last.as_ref().map(|(d, _)| d)
+    }
+}

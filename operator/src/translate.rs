@@ -1,0 +1,363 @@
+//! From an EbpfScaler's spec to what the engine understands: a policy, and where each metric comes
+//! from. Never talks to anything.
+
+use std::time::Duration;
+
+use ebpf_scaler_crds::v1alpha1::{
+    Behavior, Direction, EbpfScalerSpec, ExternalTargetType, MetricSpec, MetricType, PolicyType,
+    Profile, ScalingRules, SelectPolicy, selector_text,
+};
+use ebpf_scaler_decide::{self as decide, Limit, Objective, Policy, Rules, Select, Target, Unit};
+use ebpf_scaler_measure::Metric;
+
+/// The window of evidence below every burst window; see `decide`.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Where a metric comes from; equal ones are asked for once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Query {
+    /// Namespace of the pods.
+    pub namespace: String,
+    /// Name in the external metrics API.
+    pub metric: String,
+    /// Label selector as the API takes it.
+    pub selector: String,
+    /// Windows, longest first; none for a metric that is not ours.
+    pub windows: Vec<u32>,
+}
+
+impl Query {
+    /// Whether the collector's stream answers it; others are polled.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        !self.windows.is_empty()
+    }
+
+    /// One text for it: the id of its subscription.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!(
+            "{}/{}?{}#{:?}",
+            self.namespace, self.metric, self.selector, self.windows
+        )
+    }
+}
+
+/// A metric as the status shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// Its type in the spec.
+    pub type_: &'static str,
+    /// Its target as in the spec.
+    pub target: String,
+    /// Whether values are shown per replica.
+    pub average: bool,
+    /// Whether values are microseconds.
+    pub micros: bool,
+}
+
+/// What a spec means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// For the engine.
+    pub policy: Policy,
+    /// For each of the policy's metrics.
+    pub queries: Vec<Query>,
+    /// For each of the policy's metrics.
+    pub shown: Vec<Shown>,
+}
+
+/// The meaning of `spec` for pods that `pods` selects in `namespace`.
+#[must_use]
+pub fn plan(spec: &EbpfScalerSpec, namespace: &str, pods: &str) -> Plan {
+    let hpa = spec.profile == Profile::Hpa;
+    let mut metrics = Vec::new();
+    let mut queries = Vec::new();
+    let mut shown = Vec::new();
+    for m in &spec.metrics {
+        // The API server's rules make this impossible; an object from before them is not fatal.
+        let Some((metric, query, show)) = one(m, namespace, pods) else {
+            continue;
+        };
+        metrics.push(metric);
+        queries.push(query);
+        shown.push(show);
+    }
+    let base = if hpa {
+        Policy::hpa(spec.min_replicas, spec.max_replicas, metrics)
+    } else {
+        Policy::new(spec.min_replicas, spec.max_replicas, metrics)
+    };
+    let behavior = spec.behavior.clone().unwrap_or_default();
+    let Behavior {
+        scale_up,
+        scale_down,
+    } = behavior;
+    let tolerance = |rules: &Option<ScalingRules>, default: f64| {
+        let given = rules.as_ref().and_then(|r| r.tolerance.as_ref());
+        given.map_or(default, ebpf_scaler_crds::Quantity::get)
+    };
+    Plan {
+        policy: Policy {
+            mode: match spec.mode {
+                ebpf_scaler_crds::v1alpha1::Mode::Enforce => decide::Mode::Enforce,
+                ebpf_scaler_crds::v1alpha1::Mode::Observe => decide::Mode::Observe,
+            },
+            tolerance_up: tolerance(&scale_up, base.tolerance_up),
+            tolerance_down: tolerance(&scale_down, base.tolerance_down),
+            up: rules(scale_up.as_ref(), base.up.clone()),
+            down: rules(scale_down.as_ref(), base.down.clone()),
+            behavior_given: spec.behavior.is_some(),
+            fallback: spec.fallback.as_ref().map(|f| decide::Fallback {
+                after: f.after.get(),
+                replicas: f.replicas,
+            }),
+            ..base
+        },
+        queries,
+        shown,
+    }
+}
+
+fn rules(given: Option<&ScalingRules>, default: Rules) -> Rules {
+    let Some(given) = given else { return default };
+    Rules {
+        stabilization: given
+            .stabilization_window_seconds
+            .map_or(default.stabilization, |s| seconds(s)),
+        select: match given.select_policy {
+            Some(SelectPolicy::Min) => Select::Min,
+            Some(SelectPolicy::Disabled) => Select::Disabled,
+            Some(SelectPolicy::Max) | None => Select::Max,
+        },
+        policies: match &given.policies {
+            Some(policies) if !policies.is_empty() => policies
+                .iter()
+                .map(|p| Limit {
+                    unit: match p.type_ {
+                        PolicyType::Pods => Unit::Pods,
+                        PolicyType::Percent => Unit::Percent,
+                    },
+                    value: p.value,
+                    period: seconds(p.period_seconds),
+                })
+                .collect(),
+            _ => default.policies,
+        },
+    }
+}
+
+fn seconds(s: i32) -> Duration {
+    Duration::from_secs(u64::try_from(s).unwrap_or(0))
+}
+
+fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric, Query, Shown)> {
+    let type_ = spec.type_;
+    let mut pods = pods.to_owned();
+    let metric;
+    let objective;
+    let target;
+    let target_text;
+    let stable;
+    let burst;
+    match type_ {
+        MetricType::RequestRate | MetricType::RequestsInFlight => {
+            let block = if type_ == MetricType::RequestRate {
+                metric = Metric::RequestsPerSecond;
+                objective = Objective::Count;
+                spec.request_rate.as_ref()?
+            } else {
+                metric = Metric::RequestsInFlight;
+                objective = Objective::Level;
+                spec.requests_in_flight.as_ref()?
+            };
+            if let Some(port) = block.port {
+                pods = format!("{pods},ebpfscaler.io/port={port}");
+            }
+            target = Target::Average(block.target.average_value.get());
+            target_text = block.target.average_value.to_string();
+            stable = block.stable_window;
+            burst = Some(block.burst_window);
+        }
+        MetricType::RequestLatency | MetricType::RunQueueLatency => {
+            let (family, block) = if type_ == MetricType::RequestLatency {
+                ("request", spec.request_latency.as_ref()?)
+            } else {
+                ("runqueue", spec.run_queue_latency.as_ref()?)
+            };
+            let name = format!(
+                "{family}_latency_{}_microseconds",
+                block.percentile.as_str()
+            );
+            metric = Metric::from_name(&name)?;
+            objective = Objective::Latency {
+                share: block.percentile.share(),
+            };
+            target = Target::Value(block.target.get().as_secs_f64() * 1e6);
+            target_text = block.target.to_string();
+            stable = block.stable_window;
+            burst = None;
+        }
+        MetricType::RunQueueWaitingThreads => {
+            let block = spec.run_queue_waiting_threads.as_ref()?;
+            metric = Metric::RunQueueWaitingThreads;
+            objective = Objective::Level;
+            target = Target::Average(block.target.average_value.get());
+            target_text = block.target.average_value.to_string();
+            stable = block.stable_window;
+            burst = Some(block.burst_window);
+        }
+        MetricType::NetworkThroughput => {
+            let block = spec.network_throughput.as_ref()?;
+            metric = match block.direction {
+                Direction::Receive => Metric::NetworkReceiveBytesPerSecond,
+                Direction::Transmit => Metric::NetworkTransmitBytesPerSecond,
+                Direction::Both => Metric::NetworkBytesPerSecond,
+            };
+            objective = Objective::Flow;
+            target = Target::Average(block.target.average_value.get());
+            target_text = block.target.average_value.to_string();
+            stable = block.stable_window;
+            burst = Some(block.burst_window);
+        }
+        MetricType::External => return external(spec, namespace),
+    }
+    let mut windows = vec![stable.get()];
+    if let Some(burst) = burst {
+        windows.push(burst.get());
+        windows.push(SHORTEST);
+    }
+    windows.dedup();
+    let query = Query {
+        namespace: namespace.to_owned(),
+        metric: metric.as_str().to_owned(),
+        selector: pods.clone(),
+        windows: windows
+            .iter()
+            .map(|w| u32::try_from(w.as_secs()).unwrap_or(u32::MAX))
+            .collect(),
+    };
+    let port = pods.rsplit_once("ebpfscaler.io/port=").map(|(_, p)| p);
+    let decided = decide::Metric {
+        name: match port {
+            Some(port) => format!("{}:{port}", metric.as_str()),
+            None => metric.as_str().to_owned(),
+        },
+        objective,
+        target,
+        stable_window: stable.get(),
+        burst_window: burst.map(|b| b.get()),
+    };
+    let shown = Shown {
+        type_: type_.as_str(),
+        target: target_text,
+        average: matches!(target, Target::Average(_)),
+        micros: matches!(objective, Objective::Latency { .. }),
+    };
+    Some((decided, query, shown))
+}
+
+fn external(spec: &MetricSpec, namespace: &str) -> Option<(decide::Metric, Query, Shown)> {
+    let block = spec.external.as_ref()?;
+    let (target, text) = match block.target.type_ {
+        ExternalTargetType::Value => {
+            let q = block.target.value.as_ref()?;
+            (Target::Value(q.get()), q.to_string())
+        }
+        ExternalTargetType::AverageValue => {
+            let q = block.target.average_value.as_ref()?;
+            (Target::Average(q.get()), q.to_string())
+        }
+    };
+    let selector = block
+        .metric
+        .selector
+        .as_ref()
+        .map(selector_text)
+        .unwrap_or_default();
+    let name = if selector.is_empty() {
+        block.metric.name.clone()
+    } else {
+        format!("{}{{{selector}}}", block.metric.name)
+    };
+    Some((
+        decide::Metric {
+            name,
+            objective: Objective::External,
+            target,
+            stable_window: Duration::from_secs(30),
+            burst_window: None,
+        },
+        Query {
+            namespace: namespace.to_owned(),
+            metric: block.metric.name.clone(),
+            selector,
+            windows: Vec::new(),
+        },
+        Shown {
+            type_: MetricType::External.as_str(),
+            target: text,
+            average: matches!(target, Target::Average(_)),
+            micros: false,
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: serde_json::Value) -> EbpfScalerSpec {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_request_rate_asks_for_three_windows_of_the_targets_pods() {
+        let spec = spec(serde_json::json!({
+            "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "minReplicas": 2, "maxReplicas": 20,
+            "metrics": [{"type": "RequestRate", "requestRate": {"target": {"averageValue": "100"}, "port": 8080}}],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 15, "tolerance": "0.2"}},
+            "fallback": {"after": "5m", "replicas": 6},
+        }));
+        let plan = plan(&spec, "shop", "ebpfscaler.io/deployment=web");
+        assert_eq!(
+            plan.queries,
+            [Query {
+                namespace: "shop".into(),
+                metric: "requests_per_second".into(),
+                selector: "ebpfscaler.io/deployment=web,ebpfscaler.io/port=8080".into(),
+                windows: vec![30, 3, 1],
+            }]
+        );
+        assert_eq!(plan.policy.metrics[0].target, Target::Average(100.0));
+        assert_eq!(plan.policy.metrics[0].name, "requests_per_second:8080");
+        assert_eq!(plan.policy.down.stabilization, Duration::from_secs(15));
+        assert_eq!(plan.policy.down.policies, Rules::scale_down().policies);
+        assert_eq!(plan.policy.up, Rules::scale_up());
+        assert_eq!(
+            (plan.policy.tolerance_up, plan.policy.tolerance_down),
+            (0.1, 0.2)
+        );
+        assert_eq!(plan.policy.fallback.unwrap().replicas, 6);
+    }
+
+    #[test]
+    fn a_latency_is_a_value_in_microseconds_and_external_metrics_are_polled() {
+        let spec = spec(serde_json::json!({
+            "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 20, "profile": "HPA",
+            "metrics": [
+                {"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms"}},
+                {"type": "External", "external": {"metric": {"name": "queue_depth", "selector":
+                    {"matchLabels": {"queue": "jobs"}, "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a", "b"]}]}},
+                    "target": {"type": "Value", "value": "30"}}},
+            ],
+        }));
+        let plan = plan(&spec, "shop", "app=web");
+        assert_eq!(plan.policy.metrics[0].target, Target::Value(50_000.0));
+        assert_eq!(plan.queries[0].metric, "request_latency_p99_microseconds");
+        assert_eq!(plan.queries[0].windows, [30]);
+        assert_eq!(plan.queries[1].selector, "queue=jobs,tier in (a,b)");
+        assert!(!plan.queries[1].is_ours());
+        assert_eq!(plan.policy.up, Rules::hpa_scale_up());
+    }
+}
