@@ -79,10 +79,10 @@ pub struct Control {
     pub live_flows: u64,
     /// No more socket storages than this.
     pub max_flows: u64,
-    /// The cgroup whose descendants are measured, and how many ancestors it has.
+    /// The cgroup whose descendants are measured.
     pub ancestor_id: u64,
-    /// See `ancestor_id`.
-    pub ancestor_level: u64,
+    /// Nanoseconds (CLOCK_MONOTONIC) when the run queue's programs were attached.
+    pub runqueue_since: u64,
 }
 
 macro_rules! stats {

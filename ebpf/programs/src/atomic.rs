@@ -1,7 +1,7 @@
 //! The atomics that BPF has, and memory access that the compiler does not reorder or merge. All are sequentially
 //! consistent but `add` and `or`, which nobody waits for.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
 
 /// Adds without fetching.
 ///
@@ -21,16 +21,6 @@ pub unsafe fn add(to: *mut u64, value: u64) {
 pub unsafe fn or(to: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
     unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) to, in(reg) value, options(nostack)) };
-}
-
-/// Adds and returns the former value.
-///
-/// # Safety
-/// `to` is valid and aligned.
-#[inline(always)]
-pub unsafe fn fetch_add(to: *mut u64, value: u64) -> u64 {
-    // SAFETY: the caller's promise.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(to, value) }
 }
 
 /// Replaces and returns the former value.

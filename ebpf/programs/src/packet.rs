@@ -9,8 +9,7 @@ use ebpf_scaler_common::flow::FlowKey;
 pub const TCP: u32 = 6;
 const HOP_BY_HOP: u32 = 0;
 const UDP: u32 = 17;
-/// Flags of the TCP header.
-pub const FIN: u32 = 1;
+/// A flag of the TCP header.
 pub const SYN: u32 = 2;
 
 const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;

@@ -233,6 +233,10 @@ pub unsafe fn complete(scan: &Scan) {
             // A status line has answered since: no guess any more.
             state &= !rx_flag::TENTATIVE;
         }
+        if state & rx_flag::TENTATIVE != 0 {
+            // Of several guesses without an answer in between only the last is kept: bodies can look like this.
+            set!(flow.flush, head);
+        }
         let outstanding = head.wrapping_sub(oldest(flow));
         let lost = get!(flow.lost_head);
         let overflow = outstanding >= OUTSTANDING || lost != get!(flow.lost_tail);

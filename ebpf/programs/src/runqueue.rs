@@ -1,1 +1,227 @@
-//! Time that runnable threads wait for a CPU (in work).
+//! Time that runnable threads wait for a CPU, per slot: histogram, sum, count. Attached only while wanted.
+//!
+//! Hooks: tp_btf sched_wakeup, sched_wakeup_new, sched_switch (its fourth argument, the state of the task switched
+//! out, needs Linux 5.18). Cost: see docs/benchmarks.md. No kernel structure is read: a task is known by its
+//! address, its state is an argument, its cgroup is the current one when it is switched out.
+//!
+//! When a task begins to wait is kept in a table by the hash of its address; the wait itself, once it runs, in
+//! a place of its CPU, until it is switched out and its cgroup is at hand.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+};
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::programs::BtfTracePointContext;
+use ebpf_scaler_common::histogram;
+use ebpf_scaler_common::record::{Stat, slot_ref};
+
+use crate::atomic::{self, get, set};
+use crate::maps::{control, count};
+use crate::slots::{Slot, known, resolve, tally};
+
+/// Threads that can wait at the same time, give or take collisions, which are noticed: 2 MiB.
+const PLACES: u32 = 1 << 18;
+/// In a place: nanoseconds above, a tag of the task below.
+const TAG_BITS: u32 = 16;
+const TIME_MASK: u64 = u64::MAX >> TAG_BITS;
+/// How deep the cgroup above all pods can lie.
+const MAX_DEPTH: i32 = 12;
+/// Cgroups that a CPU remembers.
+const CACHED: usize = 16;
+
+#[map]
+static WAITING: Array<u64> = Array::with_max_entries(PLACES, 0);
+
+/// A cgroup that ran on this CPU.
+#[repr(C)]
+struct Cached {
+    cgroup: u64,
+    slot: u64,
+    epoch: u64,
+}
+
+/// What a CPU keeps; only used with interrupts off.
+#[repr(C)]
+struct Cpu {
+    /// How long the running task waited, plus one; 0 if that is not known.
+    wait: u64,
+    /// [`Control::runqueue_since`] when it was measured.
+    since: u64,
+    /// To turn pointers into numbers.
+    tasks: [u64; 2],
+    cached: [Cached; CACHED],
+}
+
+#[map]
+static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
+/// The same for wakeups, which happen in the middle of anything.
+#[map]
+static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// A task becomes runnable.
+#[btf_tracepoint(function = "sched_wakeup")]
+pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
+    wakeup(&ctx);
+    0
+}
+
+/// A new task becomes runnable.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    wakeup(&ctx);
+    0
+}
+
+#[inline(always)]
+fn wakeup(ctx: &BtfTracePointContext) {
+    let Some(number) = WOKEN.get_ptr_mut(0) else { return };
+    // SAFETY: the trace point's argument, by its address only; run with interrupts off.
+    unsafe {
+        // Through memory: the verifier lets no arithmetic be done on a pointer.
+        core::ptr::write_volatile(number.cast::<*const u8>(), argument(ctx, 0));
+        begin(core::ptr::read_volatile(number), bpf_ktime_get_ns());
+    }
+}
+
+/// A CPU goes from one task to the next.
+#[btf_tracepoint(function = "sched_switch")]
+pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the trace point's arguments, tasks by their addresses only; run with interrupts off.
+    unsafe {
+        let tasks = (&raw mut (*cpu).tasks).cast::<*const u8>();
+        core::ptr::write_volatile(tasks, argument(&ctx, 1));
+        core::ptr::write_volatile(tasks.add(1), argument(&ctx, 2));
+        let preempted: u64 = number(&ctx, 0);
+        let state: u64 = number(&ctx, 3);
+        let now = bpf_ktime_get_ns();
+        // The current task is the one that is switched out; the idle task waits for nothing.
+        let Some(control) = control() else { return 0 };
+        let since = get!(control.runqueue_since);
+        if bpf_get_current_pid_tgid() as u32 != 0 {
+            let wait = get!(cpu.wait);
+            if wait != 0 && get!(cpu.since) == since {
+                credit(cpu, wait - 1);
+            }
+            if preempted as u8 != 0 || state as u32 == 0 {
+                begin(core::ptr::read_volatile(tasks.cast::<u64>()), now);
+            }
+        }
+        set!(cpu.since, since);
+        set!(cpu.wait, end(core::ptr::read_volatile(tasks.add(1).cast::<u64>()), now, since));
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn argument(ctx: &BtfTracePointContext, n: usize) -> *const u8 {
+    // SAFETY: the trace point has that argument.
+    unsafe { core::ptr::read_volatile(ctx.as_ptr().cast::<*const u8>().add(n)) }
+}
+
+#[inline(always)]
+unsafe fn number(ctx: &BtfTracePointContext, n: usize) -> u64 {
+    // SAFETY: the trace point has that argument.
+    unsafe { core::ptr::read_volatile(ctx.as_ptr().cast::<u64>().add(n)) }
+}
+
+/// A task's place in the table, and its tag there, which is never 0.
+#[inline(always)]
+fn place(task: u64) -> (u32, u64) {
+    let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((hash >> 46) as u32, ((hash >> 30) & 0xffff) | 1)
+}
+
+#[inline(always)]
+unsafe fn begin(task: u64, now: u64) {
+    let (index, tag) = place(task);
+    if let Some(place) = WAITING.get_ptr_mut(index) {
+        // SAFETY: the map's element; one word, so time and tag belong together.
+        unsafe { core::ptr::write_volatile(place, (now << TAG_BITS) | tag) };
+    }
+}
+
+/// How long the task waited, plus one; 0 if that is not known. What began before `since` is from an earlier time
+/// that the programs were attached.
+#[inline(always)]
+unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
+    let (index, tag) = place(task);
+    let Some(place) = WAITING.get_ptr_mut(index) else { return 0 };
+    // SAFETY: the map's element.
+    unsafe {
+        let begun = core::ptr::read_volatile(place);
+        if begun == 0 {
+            return 0;
+        }
+        if begun & 0xffff != tag {
+            count(Stat::RunQueueCollision);
+            return 0;
+        }
+        core::ptr::write_volatile(place, 0);
+        let wait = now.wrapping_sub(begun >> TAG_BITS) & TIME_MASK;
+        if wait > now.wrapping_sub(since) { 0 } else { wait + 1 }
+    }
+}
+
+/// Adds a wait to the slot of the current task's cgroup.
+#[inline(always)]
+unsafe fn credit(cpu: *mut Cpu, nanos: u64) {
+    // SAFETY: the map's element.
+    unsafe {
+        let Some(slot) = current_slot(cpu) else { return };
+        tally!(slot, runqueue_wait_nanos, nanos);
+        tally!(slot, runqueue_waits, 1);
+        let index = histogram::index(nanos / 1000) & 0xff;
+        if index < histogram::BUCKETS {
+            atomic::add((&raw mut (*slot.record).runqueue_latency).cast::<u64>().add(index), 1);
+        }
+        slot.touch();
+    }
+}
+
+/// The slot of the current cgroup, from this CPU's cache if assignments have not changed since.
+#[inline(always)]
+unsafe fn current_slot(cpu: *mut Cpu) -> Option<Slot> {
+    // SAFETY: the map's elements.
+    unsafe {
+        let control = control()?;
+        let epoch = get!(control.epoch);
+        let cgroup = bpf_get_current_cgroup_id();
+        let entry = (&raw mut (*cpu).cached).cast::<Cached>().add((cgroup & (CACHED as u64 - 1)) as usize);
+        if get!(entry.cgroup) == cgroup && get!(entry.epoch) == epoch {
+            let slot_ref = get!(entry.slot);
+            if slot_ref == NONE {
+                return None;
+            }
+            return Slot::of(slot_ref);
+        }
+        let found = match known(cgroup) {
+            Some(found) => found,
+            // Of the whole machine's cgroups only those below ours are pods.
+            None if is_below(get!(control.ancestor_id)) => resolve(cgroup).unwrap_or(NONE),
+            None => NONE,
+        };
+        set!(entry.cgroup, cgroup);
+        set!(entry.epoch, epoch);
+        set!(entry.slot, found);
+        if found == NONE { None } else { Slot::of(found) }
+    }
+}
+
+/// Whether the current cgroup is below that one, at whatever depth it lies: a cgroup namespace hides the depth.
+#[inline(always)]
+unsafe fn is_below(ancestor: u64) -> bool {
+    let mut level = 0;
+    while level < MAX_DEPTH {
+        // SAFETY: a helper call; 0 below the current cgroup's own level.
+        if unsafe { bpf_get_current_ancestor_cgroup_id(level) } == ancestor {
+            return true;
+        }
+        level += 1;
+    }
+    false
+}
+
+const NONE: u64 = slot_ref(ebpf_scaler_common::record::NO_SLOT, 0);

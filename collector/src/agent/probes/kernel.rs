@@ -99,9 +99,7 @@ impl Kernel {
     /// The programs tell our pods from the rest of the machine by their ancestor.
     fn set_ancestor(&self, path: &Path, directory: &File) -> Result<(), ProbeError> {
         let metadata = directory.metadata().map_err(|e| failed(format!("stat {}", path.display()), &e))?;
-        let level = depth(path);
         self.maps.control.store(0, std::mem::offset_of!(Control, ancestor_id), metadata.ino());
-        self.maps.control.store(0, std::mem::offset_of!(Control, ancestor_level), level);
         Ok(())
     }
 
@@ -159,6 +157,8 @@ impl Kernel {
         if self.run_queue_attached() {
             return Ok(());
         }
+        // Waits that began when nobody looked are not to be believed.
+        self.maps.control.store(0, std::mem::offset_of!(Control, runqueue_since), monotonic_nanos());
         for name in RUN_QUEUE {
             match self.trace_point(name)?.attach() {
                 Ok(link) => self.run_queue_links.push((name, link)),
@@ -186,13 +186,12 @@ impl Kernel {
     }
 }
 
-/// How many ancestors a cgroup has: the length of its path below the root of its hierarchy, which is the last
-/// directory on the same file system.
-fn depth(path: &Path) -> u64 {
-    let Ok(path) = path.canonicalize() else { return 0 };
-    let device = |path: &Path| path.metadata().map(|m| m.dev()).ok();
-    let own = device(&path);
-    path.ancestors().skip(1).take_while(|above| device(above) == own).count() as u64
+/// Nanoseconds as the programs' clock counts them.
+fn monotonic_nanos() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn load_object(log: VerifierLogLevel, slots: u32) -> Result<Ebpf, ProbeError> {

@@ -100,7 +100,6 @@ impl Probes {
             let reason = format!("requests cut off by their connection stay in flight: {reason}");
             degraded.push((Family::Requests, reason));
         }
-        kernel.maps.control.store(0, offset_of!(Control, max_flows), MAX_FLOWS);
         let mut probes = Probes {
             kernel,
             pool: Pool::new(options.max_pods, QUARANTINE),
@@ -113,8 +112,14 @@ impl Probes {
             forgotten_cgroups: 0,
             epoch: 0,
         };
+        probes.limit_sockets(MAX_FLOWS);
         probes.refill();
         Ok(probes)
+    }
+
+    /// Lets no more TCP sockets than this have state; those that have it keep it. Others are counted by bytes only.
+    pub fn limit_sockets(&self, limit: u64) {
+        self.kernel.maps.control.store(0, offset_of!(Control, max_flows), limit);
     }
 
     /// Families that can not be measured on this node, or not wholly, with a reason that a person can read.

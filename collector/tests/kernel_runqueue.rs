@@ -1,0 +1,187 @@
+//! Run-queue latency against contention whose answer is known, and against the kernel's own account in
+//! /proc/PID/schedstat. Needs root and the BPF object.
+
+mod kernel;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ebpf_scaler_collector::agent::probes::{Buckets, Family, histogram};
+use kernel::{Pod, World, eventually};
+
+/// One at a time: they compete for the same CPU.
+static CPU: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    CPU.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Processes of a pod, ended with the test.
+struct Load(Vec<Child>);
+
+impl Load {
+    /// Spinning processes, pinned to the last CPU.
+    fn spin(pod: &Pod, count: usize) -> Load {
+        let cpu = std::thread::available_parallelism().unwrap().get() - 1;
+        let spin = |_| pin(pod.command("sh").args(["-c", "while :; do :; done"]), cpu).spawn().unwrap();
+        Load((0..count).map(spin).collect())
+    }
+
+    /// Sum over the processes of the time that they waited, nanoseconds, and of their time slices.
+    fn schedstat(&self) -> (u64, u64) {
+        self.0.iter().map(|child| schedstat(child.id())).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn pin(command: &mut Command, cpu: usize) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: one system call after fork.
+    unsafe {
+        command.pre_exec(move || {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+            Ok(())
+        })
+    }
+}
+
+fn schedstat(pid: u32) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    let fields: Vec<u64> = text.split_whitespace().map(|field| field.parse().unwrap()).collect();
+    (fields[1], fields[2])
+}
+
+fn want(world: &mut World, families: &[Family]) {
+    let failed = world.probes.set_wanted(&families.iter().copied().collect::<BTreeSet<_>>());
+    assert_eq!(failed, []);
+}
+
+fn quantile(buckets: &Buckets, q: f64) -> u64 {
+    let total: u64 = buckets.iter().sum();
+    let mut left = (total as f64 * q).ceil() as u64;
+    for (i, count) in buckets.iter().enumerate() {
+        if *count >= left {
+            return histogram::midpoint(i);
+        }
+        left -= count;
+    }
+    unreachable!()
+}
+
+#[test]
+fn two_spinning_threads_on_a_cpu_are_one_waiting_thread() {
+    let _alone = alone();
+    let mut world = World::new();
+    let pod = world.pod("pod");
+    want(&mut world, &[Family::RunQueue]);
+    let load = Load::spin(&pod, 2);
+    std::thread::sleep(Duration::from_millis(500));
+    let (before, begun) = (world.read(&pod), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    let (after, took) = (world.read(&pod), begun.elapsed());
+    drop(load);
+    let waited = after.counters.runqueue_wait_nanos - before.counters.runqueue_wait_nanos;
+    let threads = waited as f64 / took.as_nanos() as f64;
+    // Others on this CPU add their share to the wait.
+    assert!((0.9..1.5).contains(&threads), "{threads} waiting threads");
+    // The histogram tells the same story as the sum.
+    let micros: u64 = after.runqueue_latency.iter().enumerate().map(|(i, n)| n * histogram::midpoint(i)).sum();
+    let ratio = micros as f64 * 1000.0 / after.counters.runqueue_wait_nanos as f64;
+    assert!((0.93..1.07).contains(&ratio), "histogram / sum = {ratio}");
+    assert_eq!(after.runqueue_latency.iter().sum::<u64>(), after.counters.runqueue_waits);
+}
+
+#[test]
+fn waits_are_those_of_schedstat() {
+    let _alone = alone();
+    let mut world = World::new();
+    let (pod, other) = (world.pod("pod"), world.pod("other"));
+    want(&mut world, &[Family::RunQueue]);
+    let (load, rest) = (Load::spin(&pod, 3), Load::spin(&other, 2));
+    std::thread::sleep(Duration::from_millis(500));
+    for (pod, load) in [(&pod, &load), (&other, &rest)] {
+        let (before, stat) = (world.counters(pod), load.schedstat());
+        std::thread::sleep(Duration::from_secs(3));
+        let (after, stat_after) = (world.counters(pod), load.schedstat());
+        let waited = (after.runqueue_wait_nanos - before.runqueue_wait_nanos) as f64;
+        let expected = (stat_after.0 - stat.0) as f64;
+        // Each process's current wait is in one account and not in the other at both ends.
+        let slack = 0.02 + 5.0 * 30e6 / expected;
+        assert!((waited / expected - 1.0).abs() < slack, "waited {waited}, schedstat {expected}");
+        let (waits, slices) = (after.runqueue_waits - before.runqueue_waits, stat_after.1 - stat.1);
+        assert!(waits.abs_diff(slices) <= 10 + slices / 50, "{waits} waits, {slices} time slices");
+    }
+    assert_eq!(world.statistic("runqueue_collisions"), 0);
+}
+
+#[test]
+fn sleepers_do_not_wait_long() {
+    let _alone = alone();
+    let mut world = World::new();
+    let pod = world.pod("pod");
+    want(&mut world, &[Family::RunQueue]);
+    let status = pod.command("sh").args(["-c", "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done"]).status().unwrap();
+    assert!(status.success());
+    let c = world.counters(&pod);
+    assert!(c.runqueue_waits >= 20, "{} waits", c.runqueue_waits);
+    // Half a second of sleeping is no waiting.
+    assert!(c.runqueue_wait_nanos < 300_000_000, "{} ns", c.runqueue_wait_nanos);
+}
+
+#[test]
+fn measured_only_while_wanted() {
+    let _alone = alone();
+    let mut world = World::new();
+    let pod = world.pod("pod");
+    let run = |world: &World| {
+        assert!(pod.command("sleep").arg("0.02").status().unwrap().success());
+        world.counters(&pod).runqueue_waits
+    };
+    assert!(!world.probes.active().contains(&Family::RunQueue));
+    assert_eq!(run(&world), 0);
+    want(&mut world, &[Family::RunQueue]);
+    want(&mut world, &[Family::RunQueue, Family::Network]);
+    assert!(world.probes.active().contains(&Family::RunQueue));
+    let wanted = run(&world);
+    assert!(wanted > 0);
+    want(&mut world, &[Family::Requests]);
+    assert!(!world.probes.active().contains(&Family::RunQueue));
+    let detached = world.counters(&pod).runqueue_waits;
+    assert_eq!(run(&world), detached);
+    std::thread::sleep(Duration::from_millis(200));
+    want(&mut world, &[Family::RunQueue]);
+    assert!(run(&world) > detached);
+    // No wait from the time in between.
+    assert!(quantile(&world.read(&pod).runqueue_latency, 1.0) < 150_000);
+}
+
+#[test]
+fn a_pod_that_only_runs_is_quarantined_and_the_rest_of_the_machine_is_not() {
+    let _alone = alone();
+    let mut world = World::new();
+    want(&mut world, &[Family::RunQueue]);
+    let slot = world.probes.allocate().unwrap();
+    let pod = world.unassigned("short", slot);
+    assert!(pod.command("sleep").arg("0.05").status().unwrap().success());
+    let mut found = Vec::new();
+    assert!(eventually(Duration::from_secs(2), || {
+        found = world.probes.quarantined();
+        !found.is_empty()
+    }));
+    let [(id, provisional)] = found[..] else { panic!("{found:?}") };
+    assert_eq!(id, pod.id);
+    assert!(world.probes.read(provisional).counters.runqueue_waits > 0);
+}
