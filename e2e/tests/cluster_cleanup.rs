@@ -237,7 +237,7 @@ fn cgroups() -> BTreeSet<String> {
     while let Some(folder) = open.pop() {
         for name in names(&folder) {
             let path = folder.join(&name);
-            let is_other = name.starts_with("ebs-") && !name.starts_with(&format!("ebs-{NAME}-"));
+            let is_other = name.starts_with("ebs-") && !name.contains(&format!("-{NAME}-"));
             if path.is_dir() && !path.is_symlink() && !is_other {
                 found.insert(path.display().to_string());
                 open.push(path);

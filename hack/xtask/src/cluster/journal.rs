@@ -21,9 +21,20 @@ use super::{
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Entry {
-    Process { what: String, process: Process },
-    Link { name: String },
-    Cgroup { path: PathBuf },
+    /// The kernel's identity of this boot: nothing below outlives it.
+    Boot {
+        id: String,
+    },
+    Process {
+        what: String,
+        process: Process,
+    },
+    Link {
+        name: String,
+    },
+    Cgroup {
+        path: PathBuf,
+    },
 }
 
 /// A file of one entry a line, only ever added to.
@@ -52,6 +63,11 @@ impl Journal {
         Ok(file.sync_data()?)
     }
 
+    /// The first entry.
+    pub fn begin(&self) -> anyhow::Result<()> {
+        self.record(&Entry::Boot { id: boot()? })
+    }
+
     /// All entries, oldest first. A last line that a crash cut short was never acted upon.
     pub fn entries(&self) -> Vec<Entry> {
         let text = fs::read_to_string(&self.path).unwrap_or_default();
@@ -66,13 +82,19 @@ impl Journal {
             .into_iter()
             .filter_map(|entry| match entry {
                 Entry::Process { what, process } => Some((what, process)),
-                Entry::Link { .. } | Entry::Cgroup { .. } => None,
+                _ => None,
             })
             .collect()
     }
 
-    /// Removes everything in it; what is gone already is no error.
+    /// Removes everything in it; what is gone already is no error. After a reboot all is gone, and
+    /// what looks alike is somebody else's.
     pub fn undo(&self) -> anyhow::Result<()> {
+        let now = boot()?;
+        let is_past = |entry: &Entry| matches!(entry, Entry::Boot { id } if *id != now);
+        if self.entries().iter().any(is_past) {
+            return Ok(());
+        }
         let processes: Vec<Process> = self
             .processes()
             .iter()
@@ -81,7 +103,7 @@ impl Journal {
         process::kill_all(&processes)?;
         for entry in self.entries().iter().rev() {
             match entry {
-                Entry::Process { .. } => {}
+                Entry::Boot { .. } | Entry::Process { .. } => {}
                 Entry::Link { name } => {
                     if Path::new("/sys/class/net").join(name).exists() {
                         // It may vanish with its peer's namespace while we ask.
@@ -97,4 +119,12 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+fn boot() -> anyhow::Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    Ok(id
+        .context("cannot read the boot's identity")?
+        .trim()
+        .to_owned())
 }

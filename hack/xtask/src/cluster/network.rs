@@ -4,6 +4,7 @@
 use std::{
     io::Write as _,
     net::Ipv4Addr,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -38,9 +39,9 @@ impl Plan {
                 .any(|word| word.starts_with(&prefix))
         };
         CHOICES
-            .into_iter()
-            .find(|octet| !taken.contains(octet) && !is_routed(*octet))
+            .filter(|octet| !taken.contains(octet) && !is_routed(*octet))
             .map(Self)
+            .find(|plan| !Path::new("/sys/class/net").join(plan.link()).exists())
             .context("no free address range for another cluster")
     }
 
@@ -89,21 +90,26 @@ impl Plan {
     }
 }
 
-/// Lays the cable between the host and the switch, and the host's routes into the cluster.
-pub fn connect_host(
-    journal: &Journal,
-    plan: Plan,
-    switch: Sandbox,
-    nodes: u8,
-) -> anyhow::Result<()> {
+/// Makes the host's interface, with the cable's other end still loose. While it is there, nobody else
+/// chooses the same addresses.
+pub fn create_link(journal: &Journal, plan: Plan) -> anyhow::Result<()> {
+    let link = plan.link();
+    journal.record(&Entry::Link { name: link.clone() })?;
+    batch(
+        Command::new("ip"),
+        &format!("link add {link} type veth peer name {link}-loose\n"),
+    )
+}
+
+/// Plugs the host's cable into the switch, and sets the host's routes into the cluster.
+pub fn connect_host(plan: Plan, switch: Sandbox, nodes: u8) -> anyhow::Result<()> {
     let link = plan.link();
     batch(
         switch.command("ip"),
         "link add switch type bridge\nlink set lo up\nlink set switch up\n",
     )?;
-    journal.record(&Entry::Link { name: link.clone() })?;
     let mut host = format!(
-        "link add {link} type veth peer name host netns {pid}\n\
+        "link set {link}-loose netns {pid} name host\n\
          address add {address}/24 dev {link}\n\
          link set {link} up\n\
          route add {services} via {first}\n",

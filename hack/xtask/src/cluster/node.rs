@@ -76,6 +76,8 @@ disabled_plugins = [
   sandbox_image = "{PAUSE_IMAGE}"
   # Only CAP_SYS_RESOURCE may lower a score, and containers on CI machines lack it.
   restrict_oom_score_adj = true
+  # A profile would stay in the kernel after the cluster.
+  disable_apparmor = true
   netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
@@ -124,7 +126,7 @@ fn kubelet(name: &str, plan: Plan) -> Value {
         "tlsPrivateKeyFile": format!("/run/cluster/pki/{name}.key"),
         "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": format!("/{}", cgroup_name(name)),
+        "cgroupRoot": format!("/{}", cgroup_name(plan, name)),
         "clusterDomain": "cluster.local",
         "clusterDNS": [plan.dns_service()],
         "resolvConf": "/run/node/resolv.conf",
@@ -161,9 +163,10 @@ fn kube_proxy(plan: Plan) -> Value {
     })
 }
 
-/// The control group under which a node's pods live: /ebs-NAME.
-pub fn cgroup_name(node: &str) -> String {
-    format!("ebs-{node}")
+/// The control group under which a node's pods live. Clusters of two checkouts may have the same
+/// name, but not the same addresses.
+pub fn cgroup_name(plan: Plan, node: &str) -> String {
+    format!("{}-{node}", plan.link())
 }
 
 fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {

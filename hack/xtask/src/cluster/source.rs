@@ -20,7 +20,7 @@ use super::{
     node, pki,
     process::{self, Process},
     sandbox::Sandbox,
-    state::{self, Lock, Provider, Record},
+    state::{self, Provider, Record},
 };
 use crate::{generate, image, steps};
 
@@ -70,9 +70,9 @@ fn setup() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Chooses addresses and writes the record, so that no other cluster takes the same ones.
+/// Chooses addresses and makes the host's interface, so that no other cluster takes the same ones.
 fn reserve(name: &str, nodes: u8) -> anyhow::Result<(Record, Plan)> {
-    let _lock = Lock::take(".addresses")?;
+    let _lock = state::lock_machine()?;
     let taken: Vec<u8> = Record::all()
         .iter()
         .filter_map(|record| record.network)
@@ -88,6 +88,9 @@ fn reserve(name: &str, nodes: u8) -> anyhow::Result<(Record, Plan)> {
         images: BTreeMap::new(),
     };
     record.save()?;
+    let journal = record.journal();
+    journal.begin()?;
+    network::create_link(&journal, plan)?;
     Ok((record, plan))
 }
 
@@ -161,10 +164,10 @@ impl Source<'_> {
 
         let journal = record.journal();
         let switch = Sandbox::network(&journal, "switch namespace", &self.log("switch"))?;
-        network::connect_host(&journal, self.plan, switch, record.nodes)?;
+        network::connect_host(self.plan, switch, record.nodes)?;
         let mut sandboxes = Vec::new();
         for (index, name) in (1..).zip(&nodes) {
-            cgroup::create(&journal, &node::cgroup_name(name))?;
+            cgroup::create(&journal, &node::cgroup_name(self.plan, name))?;
             sandboxes.push(self.make_node(&ca, switch, name, index)?);
         }
         let Some(first) = sandboxes.first().copied() else {

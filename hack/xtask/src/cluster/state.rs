@@ -119,7 +119,7 @@ impl Record {
     }
 }
 
-/// Held while a cluster is made or removed, or while an address range is chosen.
+/// Held while a cluster is made, changed or removed.
 pub struct Lock(#[expect(dead_code, reason = "closing the file gives the lock back")] File);
 
 impl Lock {
@@ -136,6 +136,14 @@ impl Lock {
         }
         Ok(Self(file))
     }
+}
+
+/// Held while a cluster chooses what must be unique on the whole machine, where other checkouts with
+/// caches of their own may do the same. Any folder can carry a lock; this one leaves no file.
+pub fn lock_machine() -> anyhow::Result<File> {
+    let folder = File::open("/sys/class/net").context("cannot read /sys/class/net")?;
+    folder.lock().context("cannot lock /sys/class/net")?;
+    Ok(folder)
 }
 
 /// Removes a folder tree; one that is gone already is no error.
