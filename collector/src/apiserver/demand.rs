@@ -32,10 +32,15 @@ impl Demand {
 
     /// Somebody asks for something that needs `family`.
     pub fn ask(&self, family: Family, now: Time) {
+        if family != Family::RunQueue {
+            return;
+        }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.insert(family, now.plus(self.hold));
+        let known = held.insert(family, now.plus(self.hold)).is_some();
         drop(held);
-        self.publish(now);
+        if !known {
+            self.publish(now);
+        }
     }
 
     /// Lets lapse what nobody has asked for.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{Path, Query as UrlQuery, Request, State};
 use axum::http::header::{AUTHORIZATION, WARNING};
-use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -21,6 +21,7 @@ use super::identity::{Peer, User};
 use super::quantity::quantity;
 use super::reviews::Action;
 use super::status::{Failure, json_response};
+use crate::admin::Readiness;
 
 /// The group's name.
 pub const GROUP: &str = "external.metrics.k8s.io";
@@ -28,7 +29,13 @@ pub const GROUP: &str = "external.metrics.k8s.io";
 pub const VERSION: &str = "v1beta1";
 
 /// All routes of the API port.
-pub fn router(hub: Arc<Hub>) -> Router {
+pub fn router(hub: Arc<Hub>, readiness: Readiness) -> Router {
+    let ready = move || async move {
+        match readiness.reason() {
+            None => "ok".into_response(),
+            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()).into_response(),
+        }
+    };
     Router::new()
         .route(
             "/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{metric}",
@@ -39,7 +46,7 @@ pub fn router(hub: Arc<Hub>) -> Router {
         // Health needs no identity: kubelets and load balancers ask.
         .route("/healthz", get(|| async { "ok" }))
         .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
         .fallback(|request: Request| async move { not_found(request.uri().path()) })
         .method_not_allowed_fallback(|request: Request| async move {
             let message = format!("{} is not supported here, only GET", request.method());

@@ -85,18 +85,27 @@ impl Hub {
         }
     }
 
-    /// What time changes: old readings go, demand lapses, gauges follow.
-    pub fn tick(&self) {
+    /// Lets old readings go. Seldom: it goes through everything.
+    pub fn sweep(&self) {
         let (mut state, now) = self.change();
         state.sweep(now);
-        for ((namespace, workload), count) in state.drain_requests() {
+    }
+
+    /// What else time changes: counters are drained, demand lapses, gauges follow.
+    pub fn tick(&self) {
+        let (mut state, now) = self.change();
+        let requests = state.drain_requests();
+        drop(state);
+        for ((namespace, workload), count) in requests {
             self.metrics.workload(&namespace, &workload, count);
         }
+        self.demand.publish(now);
+        // Reading goes beside queries and holds up reports only a moment.
+        let state = self.state();
         let (live, nodes) = state.connected(now);
         let coverage = Family::ALL.map(|f| (f, state.coverage(f, now)));
         self.metrics.pods.set(state.index.len() as i64);
         drop(state);
-        self.demand.publish(now);
         self.metrics.nodes.set(nodes as i64);
         self.metrics.nodes_live.set(live as i64);
         for (family, (covered, expected)) in coverage {

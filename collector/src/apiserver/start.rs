@@ -93,9 +93,12 @@ pub async fn start(
         let hub = hub.clone();
         async move {
             let mut tick = tokio::time::interval(Duration::from_secs(2));
+            let mut sweep = tokio::time::interval(Duration::from_secs(10));
             loop {
-                tick.tick().await;
-                hub.tick();
+                tokio::select! {
+                    _ = tick.tick() => hub.tick(),
+                    _ = sweep.tick() => hub.sweep(),
+                }
             }
         }
     });
@@ -120,7 +123,7 @@ pub async fn start(
 
     let mut servers = JoinSet::new();
     let api_tls = server_config(serving.clone(), true, &["h2", "http/1.1"])?;
-    let api_router = external::router(hub.clone());
+    let api_router = external::router(hub.clone(), readiness.clone());
     let (m, s) = (metrics.clone(), stop.clone());
     servers.spawn(async move {
         serve::serve(api, api_tls, api_router, m, s).await;
@@ -173,8 +176,13 @@ async fn become_ready(
         } else {
             let since = *known_since.get_or_insert_with(tokio::time::Instant::now);
             let (live, nodes) = hub.state().connected(hub.clock.now());
-            if live * 10 >= nodes * 9 || since.elapsed() >= agents_timeout {
-                tracing::info!(live, nodes, "agents connected");
+            let enough = live * 10 >= nodes * 9;
+            if enough || since.elapsed() >= agents_timeout {
+                if enough {
+                    tracing::info!(live, nodes, "agents are connected");
+                } else {
+                    tracing::warn!(live, nodes, "starting without the agents of all nodes");
+                }
                 readiness.set_ready();
                 return;
             }

@@ -164,7 +164,7 @@ async fn trust_and_the_serving_certificate_change_while_serving() {
         code(&world, &old).await == 401
     })
     .await;
-    world.proxy_ca = new;
+    world.proxy_ca = new.into();
     assert_eq!(code(&world, &world.proxy("hpa")).await, UNDERSTOOD);
 
     // A ConfigMap that can not be used changes nothing.
@@ -180,7 +180,7 @@ async fn trust_and_the_serving_certificate_change_while_serving() {
 
     let ca = Ca::new("ebpf-scaler-2");
     serve_with(&world.cluster, &ca);
-    world.serving_ca = ca;
+    world.serving_ca = ca.into();
     eventually("the new certificate", || async {
         world
             .request("GET", &Identity::default(), "/healthz")

@@ -240,3 +240,77 @@ async fn shutting_down_finishes_what_runs_and_tells_the_streams() {
         .unwrap()
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_replica_that_has_just_started_answers_every_window_like_the_one_beside_it() {
+    let world = World::with(|cluster| cluster.pod("web-1", "n1", |_| {}), &[]).await;
+    let mut agent = world.agent("n1").await;
+    // 60 s at 40 requests/s.
+    for tick in 0..=240 {
+        agent.report(&[("web-1", tick * 10)]).await;
+    }
+    agent.stay();
+    let beside = world.beside().await;
+    let replayed = Agent::connect(&beside, "agent-of-n1", "n1", 1)
+        .await
+        .unwrap();
+    for second in 0..=60u64 {
+        let checkpoint = proto::ReportRequest {
+            replay: second < 60,
+            monotonic_micros: 1_000_000_000 + TICK + second * 1_000_000,
+            samples: vec![sample("web-1", second * 40)],
+            families: if second < 60 { vec![] } else { vec![1, 2] },
+            ..proto::ReportRequest::default()
+        };
+        replayed.sender.send(checkpoint).await.unwrap();
+    }
+    for window in ["1s", "3s", "10s", "30s", "60s", "5m"] {
+        let selector = format!("ebpfscaler.io%2Fwindow%3D{window}");
+        eventually("the same answer from both", || async {
+            let mut values = Vec::new();
+            for replica in [&world, &beside] {
+                let reply = replica.metric("requests_per_second", &selector).await;
+                values.push(reply.body["items"][0]["value"].clone());
+            }
+            values[0] == values[1] && values[0] == "40"
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_restarts_is_estimated_until_its_new_run_has_been_seen() {
+    let world = World::with(|cluster| cluster.pod("web-1", "n1", |_| {}), &[]).await;
+    world.cluster.pod("web-2", "n2", |_| {});
+    let (mut first, mut second) = (world.agent("n1").await, world.agent("n2").await);
+    first.steady(&["web-1"], 10).await;
+    second.steady(&["web-2"], 10).await;
+    second.stay();
+    let value = |reply: &Reply| reply.body["items"][0]["value"].clone();
+    let window = "ebpfscaler.io%2Fwindow%3D3s";
+    eventually("both", || async {
+        value(&world.metric("requests_per_second", window).await) == "80"
+    })
+    .await;
+    drop(first);
+    let mut anew = Agent::connect(&world, "agent-of-n1", "n1", 2)
+        .await
+        .unwrap();
+    anew.at = 2_000_000_000;
+    anew.report(&[("web-1", 3)]).await;
+    eventually("the old run stands in", || async {
+        let reply = world.metric("requests_per_second", window).await;
+        let estimated = &reply.body["items"][0]["metricLabels"]["ebpfscaler.io/pods-estimated"];
+        value(&reply) == "80" && estimated == "1"
+    })
+    .await;
+    for tick in 1..=8 {
+        anew.report(&[("web-1", 3 + tick * 20)]).await;
+    }
+    anew.stay();
+    eventually("the new run alone", || async {
+        let reply = world.metric("requests_per_second", window).await;
+        value(&reply) == "120" && !reply.headers.contains_key("warning")
+    })
+    .await;
+}

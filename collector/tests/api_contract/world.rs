@@ -32,9 +32,9 @@ struct Flags {
 
 pub struct World {
     pub cluster: Cluster,
-    pub serving_ca: Ca,
-    pub proxy_ca: Ca,
-    pub client_ca: Ca,
+    pub serving_ca: Arc<Ca>,
+    pub proxy_ca: Arc<Ca>,
+    pub client_ca: Arc<Ca>,
     pub running: Running,
     pub shutdown: CancellationToken,
 }
@@ -91,6 +91,18 @@ impl World {
             }),
         );
         prepare(&cluster);
+        let cas = [serving_ca, proxy_ca, client_ca].map(Arc::new);
+        Self::start(cluster, cas, flags).await
+    }
+
+    /// Another replica before the same cluster.
+    pub async fn beside(&self) -> Self {
+        let cas = [&self.serving_ca, &self.proxy_ca, &self.client_ca].map(Arc::clone);
+        Self::start(self.cluster.clone(), cas, &[]).await
+    }
+
+    async fn start(cluster: Cluster, cas: [Arc<Ca>; 3], flags: &[&str]) -> Self {
+        let [serving_ca, proxy_ca, client_ca] = cas;
         let base = [
             "apiserver",
             "--address=127.0.0.1:0",
