@@ -28,6 +28,14 @@ pub(crate) fn limit(
     };
     decision.replicas = replicas;
     decision.limited = limited.or(stabilized);
+    // At a bound, the bound is what stops it, whatever else would.
+    if policy.profile == Profile::Default && replicas == decision.current {
+        if wanted < min && decision.current == min {
+            decision.limited = Some(Limited::TooFewReplicas);
+        } else if wanted > max && decision.current == max {
+            decision.limited = Some(Limited::TooManyReplicas);
+        }
+    }
     // If nothing changes although something was wanted, what stopped it is the reason.
     if replicas == decision.current
         && wanted != decision.current

@@ -62,18 +62,12 @@ pub fn decide(
         decision.reason = Reason::BelowMinimum;
         return decision;
     }
-    demand(&mut decision, observation, policy, history, now);
+    demand(&mut decision, policy, history, now);
     decision
 }
 
 /// From each metric's proposal to what all of them ask for, and from there to what may be done.
-fn demand(
-    decision: &mut Decision,
-    observation: &Observation,
-    policy: &Policy,
-    history: &History,
-    now: Time,
-) {
+fn demand(decision: &mut Decision, policy: &Policy, history: &History, now: Time) {
     let current = decision.current;
     let hpa = policy.profile == Profile::Hpa;
     let mut best: Option<(usize, i32)> = None;
@@ -118,7 +112,9 @@ fn demand(
     }
 
     let mut wanted = asked;
-    if !hpa && wanted < current {
+    let (min, _) = policy.bounds();
+    // At the minimum there is nothing to hold back.
+    if !hpa && wanted < current && current > min {
         if decision.burst_until.is_some() {
             wanted = current;
             decision.reason = Reason::Bursting;
@@ -128,7 +124,6 @@ fn demand(
         }
     }
     behavior::limit(decision, wanted, policy, history, now);
-    let _ = observation;
 }
 
 /// Without any metric for long enough: at least the fallback's replicas, never fewer than now.
