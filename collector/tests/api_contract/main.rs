@@ -1,5 +1,11 @@
 //! The wire contract, held against the real server: what kube-apiserver, HPAs, agents and operators send
 //! and what they rely on. No cluster and no root is needed: the Kubernetes API is a stub on loopback.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's helper that can not go on has failed the test"
+)]
 
 mod cluster;
 mod identities;
