@@ -4,6 +4,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, bail};
@@ -125,6 +126,16 @@ fn compile(components: &[Component]) -> anyhow::Result<PathBuf> {
         bail!(
             "images are built from this machine's programs, on Linux; elsewhere use the Dockerfile"
         );
+    }
+    if components.contains(&Component::Collector) {
+        // Without the BPF programs it would compile, too, but measure nothing.
+        let status = Command::new("bash")
+            .arg(generate::root().join("hack/setup/bpf.sh"))
+            .status()
+            .context("cannot run bash")?;
+        if !status.success() {
+            bail!("hack/setup/bpf.sh ended with {status}");
+        }
     }
     let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
     let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
