@@ -27,9 +27,10 @@ use store::Store;
 
 use crate::admin::{self, Readiness};
 
-/// How often what cannot work yet is tried again: a kubelet that has not made its cgroups, a kernel
-/// without enough memory for the maps.
-const RETRY: Duration = Duration::from_secs(5);
+/// When what cannot work yet is tried again (a kubelet that has not made its cgroups, a kernel without enough
+/// memory for the maps): soon at first, and then seldom, because loading costs the node something.
+const RETRY: Duration = Duration::from_secs(2);
+const RETRY_SELDOM: Duration = Duration::from_secs(60);
 /// Demands on their way to the loop; each replica sends one now and then.
 const WANTS: usize = 64;
 
@@ -117,6 +118,7 @@ async fn until_one_ends(
 
 /// Finds the pods and loads the programs, again and again until both worked.
 async fn start(args: &Args, readiness: &Readiness) -> (Kubepods, Probes) {
+    let mut wait = RETRY;
     loop {
         let args = args.clone();
         // The verifier takes seconds, and /healthz must answer meanwhile.
@@ -125,7 +127,8 @@ async fn start(args: &Args, readiness: &Readiness) -> (Kubepods, Probes) {
             Ok(Err(error)) => readiness.set_not_ready(format!("{error:#}")),
             Err(error) => readiness.set_not_ready(format!("loading the programs: {error}")),
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY_SELDOM);
     }
 }
 

@@ -23,6 +23,8 @@ use super::store::Store;
 
 /// Inotify tells at once; this finds what it could not.
 const RESCAN: Duration = Duration::from_secs(30);
+/// How long a family that failed is left alone.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// How often the metrics are brought up to date.
 const STATISTICS: Duration = Duration::from_secs(1);
 /// Directories followed, per pod that can be measured: its own, a sandbox, containers, and what they nest.
@@ -53,6 +55,10 @@ pub struct Sampler<K> {
     metrics: Metrics,
     interval: Duration,
     families: BTreeSet<Family>,
+    /// What the kernel side was last told; none before the first time.
+    wanted: Option<BTreeSet<Family>>,
+    failed: Vec<(Family, String)>,
+    try_again: Instant,
     facts: Facts,
     misses: cgroup::Misses,
     changes: Vec<Change>,
@@ -77,6 +83,9 @@ impl<K: Kernel> Sampler<K> {
             metrics,
             interval: options.interval,
             families: BTreeSet::new(),
+            wanted: None,
+            failed: Vec::new(),
+            try_again: Instant::now(),
             facts: Facts::default(),
             misses: cgroup::Misses::default(),
             changes: Vec::new(),
@@ -186,16 +195,32 @@ impl<K: Kernel> Sampler<K> {
         }
     }
 
+    /// Measures what is wanted; what failed is tried again, but not at every tick.
     fn follow_demand(&mut self) {
-        let wanted = self.demand.families(Instant::now());
-        if wanted == self.families {
+        let now = Instant::now();
+        let wanted = self.demand.families(now);
+        let again = !self.failed.is_empty() && now >= self.try_again;
+        if self.wanted.as_ref() == Some(&wanted) && !again {
             return;
         }
-        for (family, reason) in self.kernel.set_wanted(&wanted) {
+        let failed = self.kernel.set_wanted(&wanted);
+        for (family, reason) in failed.iter().filter(|f| !self.failed.contains(f)) {
             tracing::warn!(%family, reason, "can not measure the family");
         }
+        self.wanted = Some(wanted);
+        self.failed = failed;
+        self.try_again = now + TRY_AGAIN;
         self.families = self.kernel.active();
-        let degraded = self.kernel.degraded();
+        self.publish_families();
+    }
+
+    fn publish_families(&self) {
+        let mut degraded = self.kernel.degraded();
+        for failed in &self.failed {
+            if !degraded.contains(failed) {
+                degraded.push(failed.clone());
+            }
+        }
         for family in Family::ALL {
             let label = family.into();
             let active = self.families.contains(&family);
@@ -209,15 +234,12 @@ impl<K: Kernel> Sampler<K> {
                 .get_or_create(&label)
                 .set(is_degraded.into());
         }
-        self.store.set_degraded(
-            degraded
-                .into_iter()
-                .map(|(family, reason)| Degraded {
-                    family: sample::family(family) as i32,
-                    reason,
-                })
-                .collect(),
-        );
+        let wire = |(family, reason)| Degraded {
+            family: sample::family(family) as i32,
+            reason,
+        };
+        self.store
+            .set_degraded(degraded.into_iter().map(wire).collect());
     }
 
     fn publish_statistics(&mut self, watcher: &Watcher) {
