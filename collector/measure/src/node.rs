@@ -14,8 +14,9 @@ pub const LIVE: u64 = 1_500_000;
 pub const STAND_IN: u64 = 15_000_000;
 /// A log covers its pods once it is this long: rates over less are noise.
 pub const MIN_SEEN: u64 = 1_000_000;
-/// More pods are refused: a kubelet runs some hundreds at most.
-pub const MAX_PODS: usize = 4096;
+/// At most this many pods of a node are kept, those that have gone lately included; more are refused. A
+/// kubelet runs some hundreds at most.
+pub const MAX_PODS: usize = 1024;
 
 /// How an agent introduces itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,7 +152,7 @@ impl Log {
         for (uid, sample) in batch.samples {
             if foreign(&uid) {
                 received.foreign += 1;
-            } else if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&uid) {
+            } else if !self.has_room_for(&uid) {
                 received.overflow += 1;
             } else {
                 self.take(uid, &sample, first, now);
@@ -164,6 +165,16 @@ impl Log {
             }
         }
         received
+    }
+
+    /// Makes room for a new pod, if it has to, by letting go of the one that has been gone the longest.
+    fn has_room_for(&mut self, uid: &str) -> bool {
+        if self.pods.len() < MAX_PODS || self.pods.contains_key(uid) {
+            return true;
+        }
+        let gone = self.pods.iter().filter_map(|(u, t)| Some((t.gone?, u)));
+        let oldest = gone.min().map(|(_, uid)| uid.clone());
+        oldest.is_some_and(|uid| self.pods.remove(&uid).is_some())
     }
 
     fn families(&mut self, batch: &Batch, first: u64) {

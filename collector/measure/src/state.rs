@@ -58,8 +58,12 @@ impl State {
             .collect();
         let received = known.receive(agent_epoch, batch, elsewhere, now);
         if !received.late {
+            // What the log had no room for is not counted either: memory stays bounded.
+            let log = known.log();
             for (uid, epoch, requests) in counters {
-                self.tally.read(&uid, epoch, requests, now);
+                if log.is_some_and(|l| l.pod(&uid).is_some()) {
+                    self.tally.read(&uid, epoch, requests, now);
+                }
             }
         }
         received
