@@ -15,7 +15,11 @@ use kernel::{EXCLUDED, SERVER, World, eventually, sh};
 
 /// Replaces the world's programs by new ones, as an agent's restart does.
 fn restart(world: &mut World, pod: &mut kernel::Pod) {
-    let options = Options { cgroup: world.root.clone(), excluded_ports: vec![EXCLUDED], max_pods: 16 };
+    let options = Options {
+        cgroup: world.root.clone(),
+        excluded_ports: vec![EXCLUDED],
+        max_pods: 16,
+    };
     world.probes = Probes::load(&options).unwrap();
     pod.slot = world.probes.allocate().unwrap();
     world.probes.assign(pod.id, pod.slot).unwrap();
@@ -29,7 +33,10 @@ fn connections_older_than_the_programs_are_counted_at_once() {
     let mut uploading = Pair::new(&listener);
     idle.turn(GET, OK);
     answering.ask(GET);
-    uploading.ask(format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{GET}", GET.len() * 3));
+    uploading.ask(format!(
+        "POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{GET}",
+        GET.len() * 3
+    ));
     restart(&mut world, &mut pod);
     // Begun before us: its answer is nobody's we know.
     answering.answer(OK);
@@ -38,7 +45,12 @@ fn connections_older_than_the_programs_are_counted_at_once() {
         answering.turn(GET, OK);
     }
     let c = world.counters(&pod);
-    assert_eq!((c.requests, c.responses_2xx, c.requests_in_flight), (20, 20, 0), "{}", world.troubles());
+    assert_eq!(
+        (c.requests, c.responses_2xx, c.requests_in_flight),
+        (20, 20, 0),
+        "{}",
+        world.troubles()
+    );
     // In the middle of a body that looks like requests: a guess that no answer confirms counts nothing.
     uploading.ask(GET);
     assert_eq!(world.counters(&pod).requests, 20);
@@ -48,7 +60,12 @@ fn connections_older_than_the_programs_are_counted_at_once() {
         uploading.turn(GET, OK);
     }
     let c = world.counters(&pod);
-    assert!((30..=31).contains(&c.requests), "{} {}", c.requests, world.troubles());
+    assert!(
+        (30..=31).contains(&c.requests),
+        "{} {}",
+        c.requests,
+        world.troubles()
+    );
     assert_eq!(c.requests_in_flight, 0, "{}", world.troubles());
 }
 
@@ -69,11 +86,22 @@ fn requests_cut_off_are_aborted_and_leave_nothing_in_flight() {
         drop(pair.server);
         drop(pair.client);
     }
-    assert!(eventually(Duration::from_secs(5), || world.counters(&pod).requests_in_flight == 0), "{}", world.troubles());
+    assert!(
+        eventually(Duration::from_secs(5), || world
+            .counters(&pod)
+            .requests_in_flight
+            == 0),
+        "{}",
+        world.troubles()
+    );
     let c = world.counters(&pod);
     assert_eq!((c.requests, c.responses_2xx, c.requests_aborted), (4, 2, 2));
     assert_eq!(c.connections_opened, 2);
-    assert!(eventually(Duration::from_secs(5), || world.counters(&pod).connections_closed == 2 && live() == 0));
+    assert!(eventually(Duration::from_secs(5), || world
+        .counters(&pod)
+        .connections_closed
+        == 2
+        && live() == 0));
 }
 
 #[test]
@@ -82,7 +110,13 @@ fn a_first_payload_that_meets_the_listener_is_counted() {
     let seconds: libc::c_int = 5;
     // SAFETY: the option's value is an int.
     let set = unsafe {
-        libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, (&raw const seconds).cast(), 4)
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            4,
+        )
     };
     assert_eq!(set, 0);
     for n in 1..=20 {
@@ -93,17 +127,41 @@ fn a_first_payload_that_meets_the_listener_is_counted() {
         let mut pair = Pair { client, server };
         let mut first = vec![0; GET.len()];
         pair.server.read_exact(&mut first).unwrap();
-        assert!(eventually(Duration::from_secs(1), || world.counters(&pod).requests_in_flight == 1), "{n} {}", world.troubles());
+        assert!(
+            eventually(Duration::from_secs(1), || world
+                .counters(&pod)
+                .requests_in_flight
+                == 1),
+            "{n} {}",
+            world.troubles()
+        );
         std::thread::sleep(Duration::from_millis(10));
         pair.answer(OK);
         pair.turn(GET, response(404));
     }
     let reading = world.read(&pod);
     let c = reading.counters;
-    assert_eq!((c.requests, c.responses_2xx, c.responses_4xx, c.requests_in_flight), (40, 20, 20, 0), "{}", world.troubles());
-    assert_eq!(world.statistic("listener_payloads_adopted"), 20, "{}", world.troubles());
+    assert_eq!(
+        (
+            c.requests,
+            c.responses_2xx,
+            c.responses_4xx,
+            c.requests_in_flight
+        ),
+        (40, 20, 20, 0),
+        "{}",
+        world.troubles()
+    );
+    assert_eq!(
+        world.statistic("listener_payloads_adopted"),
+        20,
+        "{}",
+        world.troubles()
+    );
     // The first request's time began at the listener.
-    let slow: u64 = reading.request_latency[ebpf_scaler_common::histogram::index(10_000)..].iter().sum();
+    let slow: u64 = reading.request_latency[ebpf_scaler_common::histogram::index(10_000)..]
+        .iter()
+        .sum();
     assert_eq!(slow, 20);
 }
 
@@ -117,13 +175,21 @@ fn connections_opened_and_closed_by_both_sides() {
     world.enter_client();
     let outside = TcpListener::bind((kernel::CLIENT, 8000)).unwrap();
     for _ in 0..5 {
-        let mut pair = Pair { client: client.connect(outside.local_addr().unwrap()), server: outside.accept().unwrap().0 };
+        let mut pair = Pair {
+            client: client.connect(outside.local_addr().unwrap()),
+            server: outside.accept().unwrap().0,
+        };
         pair.turn(GET, OK);
     }
-    assert!(eventually(Duration::from_secs(5), || world.statistic("live_socket_storages") == 0));
+    assert!(eventually(Duration::from_secs(5), || world
+        .statistic("live_socket_storages")
+        == 0));
     let (s, c) = (world.counters(&pod), world.counters(&client));
     assert_eq!((s.connections_opened, s.connections_closed), (10, 10));
-    assert_eq!((c.connections_opened, c.connections_closed, c.requests), (5, 5, 0));
+    assert_eq!(
+        (c.connections_opened, c.connections_closed, c.requests),
+        (5, 5, 0)
+    );
 }
 
 #[test]
@@ -149,24 +215,41 @@ fn random_conversations_on_many_connections() {
             asked += &match next(3) {
                 0 => GET.to_string(),
                 1 => format!("POST /p HTTP/1.1\r\nContent-Length: {size}\r\n\r\n{body}"),
-                _ if size == 0 => "PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_string(),
-                _ => format!("PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"),
+                _ if size == 0 => {
+                    "PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_string()
+                }
+                _ => format!(
+                    "PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"
+                ),
             };
             let failed = next(10) == 0;
             errors += u64::from(failed);
-            answered += &if failed { response(500) } else { OK.to_string() };
+            answered += &if failed {
+                response(500)
+            } else {
+                OK.to_string()
+            };
         }
         for (text, inward) in [(asked, true), (answered, false)] {
             let mut rest = text.as_bytes();
             while !rest.is_empty() {
                 let cut = (1 + next(3000) as usize).min(rest.len());
-                if inward { pair.ask(&rest[..cut]) } else { pair.answer(&rest[..cut]) };
+                if inward {
+                    pair.ask(&rest[..cut])
+                } else {
+                    pair.answer(&rest[..cut])
+                };
                 rest = &rest[cut..];
             }
         }
     }
     let c = world.counters(&pod);
-    assert_eq!((c.requests, c.responses_5xx, c.requests_in_flight), (requests, errors, 0), "{}", world.troubles());
+    assert_eq!(
+        (c.requests, c.responses_5xx, c.requests_in_flight),
+        (requests, errors, 0),
+        "{}",
+        world.troubles()
+    );
     assert_eq!(c.responses_2xx, requests - errors);
 }
 
@@ -192,12 +275,20 @@ fn nginx(pod: &kernel::Pod, directory: &std::path::Path) -> Server {
     std::fs::write(directory.join("nginx.conf"), config).unwrap();
     std::fs::write(directory.join("file"), vec![b'x'; 100_000]).unwrap();
     let mut command = pod.command("nginx");
-    command.arg("-c").arg(directory.join("nginx.conf")).stderr(Stdio::null());
+    command
+        .arg("-c")
+        .arg(directory.join("nginx.conf"))
+        .stderr(Stdio::null());
     Server(command.spawn().unwrap())
 }
 
 fn installed(program: &str) -> bool {
-    Command::new(program).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    Command::new(program)
+        .arg("-v")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok()
 }
 
 #[test]
@@ -212,11 +303,19 @@ fn wrk_and_nginx_agree_with_us() {
     std::fs::create_dir(&directory).unwrap();
     let server = nginx(&pod, &directory);
     world.enter_client();
-    assert!(eventually(Duration::from_secs(5), || TcpStream::connect((SERVER, 80)).is_ok()));
+    assert!(eventually(Duration::from_secs(5), || TcpStream::connect((
+        SERVER, 80
+    ))
+    .is_ok()));
     for (path, seconds) in [("hello", 3), ("file", 2)] {
         let before = world.counters(&pod);
         let output = Command::new("wrk")
-            .args(["-t2", "-c16", &format!("-d{seconds}s"), &format!("http://{SERVER}/{path}")])
+            .args([
+                "-t2",
+                "-c16",
+                &format!("-d{seconds}s"),
+                &format!("http://{SERVER}/{path}"),
+            ])
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -227,10 +326,24 @@ fn wrk_and_nginx_agree_with_us() {
         std::thread::sleep(Duration::from_millis(50));
         let c = world.counters(&pod);
         let counted = c.requests - before.requests;
-        eprintln!("{path}: wrk {completed}, counted {counted}, {}", world.troubles());
+        eprintln!(
+            "{path}: wrk {completed}, counted {counted}, {}",
+            world.troubles()
+        );
         // wrk leaves off with up to one request on each connection.
-        assert!((completed..=completed + 16).contains(&counted), "wrk {completed}, counted {counted}: {}", world.troubles());
-        assert!(eventually(Duration::from_secs(2), || world.counters(&pod).requests_in_flight == 0), "{}", world.troubles());
+        assert!(
+            (completed..=completed + 16).contains(&counted),
+            "wrk {completed}, counted {counted}: {}",
+            world.troubles()
+        );
+        assert!(
+            eventually(Duration::from_secs(2), || world
+                .counters(&pod)
+                .requests_in_flight
+                == 0),
+            "{}",
+            world.troubles()
+        );
     }
     drop(server);
     std::fs::remove_dir_all(&directory).unwrap();
@@ -239,24 +352,42 @@ fn wrk_and_nginx_agree_with_us() {
 #[test]
 fn segments_out_of_order_and_lost() {
     let (world, pod, listener) = one_pod(80);
-    let netem = format!("tc -n {}-c qdisc add dev c0 root netem delay 2ms 1ms reorder 30% 50% loss 1%", world.name);
-    if !Command::new("sh").args(["-c", &netem]).status().unwrap().success() {
+    let netem = format!(
+        "tc -n {}-c qdisc add dev c0 root netem delay 2ms 1ms reorder 30% 50% loss 1%",
+        world.name
+    );
+    if !Command::new("sh")
+        .args(["-c", &netem])
+        .status()
+        .unwrap()
+        .success()
+    {
         eprintln!("skipped: this kernel has no netem");
         return;
     }
-    sh(&format!("tc -n {}-s qdisc add dev s0 root netem loss 1%", world.name));
+    sh(&format!(
+        "tc -n {}-s qdisc add dev s0 root netem loss 1%",
+        world.name
+    ));
     let mut requests = 0;
     for _ in 0..20 {
         let mut pair = Pair::new(&listener);
         for n in 0..20 {
             let body = GET.repeat(200 * (n % 3));
-            pair.ask(format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+            pair.ask(format!(
+                "POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            ));
             pair.answer(OK);
             requests += 1;
         }
     }
     let c = world.counters(&pod);
     let missed = requests as i64 - c.requests as i64;
-    assert!((0..=4).contains(&missed), "{missed} missed of {requests}: {}", world.troubles());
+    assert!(
+        (0..=4).contains(&missed),
+        "{missed} missed of {requests}: {}",
+        world.troubles()
+    );
     assert!(missed == 0 || world.statistic("request_desyncs") > 0);
 }

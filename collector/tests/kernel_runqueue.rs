@@ -26,13 +26,29 @@ impl Load {
     /// Spinning processes, pinned to the last CPU.
     fn spin(pod: &Pod, count: usize) -> Load {
         let cpu = std::thread::available_parallelism().unwrap().get() - 1;
-        let spin = |_| pin(pod.command("sh").args(["-c", "while :; do :; done"]), cpu).spawn().unwrap();
+        let spin = |_| {
+            pin(pod.command("sh").args(["-c", "while :; do :; done"]), cpu)
+                .spawn()
+                .unwrap()
+        };
         Load((0..count).map(spin).collect())
     }
 
-    /// Sum over the processes of the time that they waited, nanoseconds, and of their time slices.
+    /// Sums over the processes of the time that they waited, nanoseconds, and of their time slices.
     fn schedstat(&self) -> (u64, u64) {
-        self.0.iter().map(|child| schedstat(child.id())).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+        (self.sum(1), self.sum(2))
+    }
+
+    /// How long the processes have run together, nanoseconds.
+    fn ran(&self) -> u64 {
+        self.sum(0)
+    }
+
+    fn sum(&self, field: usize) -> u64 {
+        self.0
+            .iter()
+            .map(|child| schedstat(child.id())[field])
+            .sum()
     }
 }
 
@@ -58,14 +74,18 @@ fn pin(command: &mut Command, cpu: usize) -> &mut Command {
     }
 }
 
-fn schedstat(pid: u32) -> (u64, u64) {
+/// Nanoseconds run, nanoseconds waited, time slices.
+fn schedstat(pid: u32) -> Vec<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
-    let fields: Vec<u64> = text.split_whitespace().map(|field| field.parse().unwrap()).collect();
-    (fields[1], fields[2])
+    text.split_whitespace()
+        .map(|field| field.parse().unwrap())
+        .collect()
 }
 
 fn want(world: &mut World, families: &[Family]) {
-    let failed = world.probes.set_wanted(&families.iter().copied().collect::<BTreeSet<_>>());
+    let failed = world
+        .probes
+        .set_wanted(&families.iter().copied().collect::<BTreeSet<_>>());
     assert_eq!(failed, []);
 }
 
@@ -89,19 +109,31 @@ fn two_spinning_threads_on_a_cpu_are_one_waiting_thread() {
     want(&mut world, &[Family::RunQueue]);
     let load = Load::spin(&pod, 2);
     std::thread::sleep(Duration::from_millis(500));
-    let (before, begun) = (world.read(&pod), Instant::now());
+    let (before, ran, begun) = (world.read(&pod), load.ran(), Instant::now());
     std::thread::sleep(Duration::from_secs(3));
-    let (after, took) = (world.read(&pod), begun.elapsed());
+    let (after, ran, took) = (world.read(&pod), load.ran() - ran, begun.elapsed());
     drop(load);
     let waited = after.counters.runqueue_wait_nanos - before.counters.runqueue_wait_nanos;
-    let threads = waited as f64 / took.as_nanos() as f64;
-    // Others on this CPU add their share to the wait.
-    assert!((0.9..1.5).contains(&threads), "{threads} waiting threads");
+    // Two that never sleep wait whenever they do not run; alone on the CPU that is one at any time.
+    let expected = (2 * took.as_nanos() as u64 - ran) as f64;
+    assert!(
+        (waited as f64 / expected - 1.0).abs() < 0.05,
+        "waited {waited}, expected {expected}"
+    );
+    assert!(waited as f64 >= 0.9 * took.as_nanos() as f64);
     // The histogram tells the same story as the sum.
-    let micros: u64 = after.runqueue_latency.iter().enumerate().map(|(i, n)| n * histogram::midpoint(i)).sum();
+    let micros: u64 = after
+        .runqueue_latency
+        .iter()
+        .enumerate()
+        .map(|(i, n)| n * histogram::midpoint(i))
+        .sum();
     let ratio = micros as f64 * 1000.0 / after.counters.runqueue_wait_nanos as f64;
     assert!((0.93..1.07).contains(&ratio), "histogram / sum = {ratio}");
-    assert_eq!(after.runqueue_latency.iter().sum::<u64>(), after.counters.runqueue_waits);
+    assert_eq!(
+        after.runqueue_latency.iter().sum::<u64>(),
+        after.counters.runqueue_waits
+    );
 }
 
 #[test]
@@ -120,9 +152,18 @@ fn waits_are_those_of_schedstat() {
         let expected = (stat_after.0 - stat.0) as f64;
         // Each process's current wait is in one account and not in the other at both ends.
         let slack = 0.02 + 5.0 * 30e6 / expected;
-        assert!((waited / expected - 1.0).abs() < slack, "waited {waited}, schedstat {expected}");
-        let (waits, slices) = (after.runqueue_waits - before.runqueue_waits, stat_after.1 - stat.1);
-        assert!(waits.abs_diff(slices) <= 10 + slices / 50, "{waits} waits, {slices} time slices");
+        assert!(
+            (waited / expected - 1.0).abs() < slack,
+            "waited {waited}, schedstat {expected}"
+        );
+        let (waits, slices) = (
+            after.runqueue_waits - before.runqueue_waits,
+            stat_after.1 - stat.1,
+        );
+        assert!(
+            waits.abs_diff(slices) <= 10 + slices / 50,
+            "{waits} waits, {slices} time slices"
+        );
     }
     assert_eq!(world.statistic("runqueue_collisions"), 0);
 }
@@ -133,12 +174,20 @@ fn sleepers_do_not_wait_long() {
     let mut world = World::new();
     let pod = world.pod("pod");
     want(&mut world, &[Family::RunQueue]);
-    let status = pod.command("sh").args(["-c", "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done"]).status().unwrap();
+    let status = pod
+        .command("sh")
+        .args(["-c", "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done"])
+        .status()
+        .unwrap();
     assert!(status.success());
     let c = world.counters(&pod);
     assert!(c.runqueue_waits >= 20, "{} waits", c.runqueue_waits);
     // Half a second of sleeping is no waiting.
-    assert!(c.runqueue_wait_nanos < 300_000_000, "{} ns", c.runqueue_wait_nanos);
+    assert!(
+        c.runqueue_wait_nanos < 300_000_000,
+        "{} ns",
+        c.runqueue_wait_nanos
+    );
 }
 
 #[test]
@@ -181,7 +230,9 @@ fn a_pod_that_only_runs_is_quarantined_and_the_rest_of_the_machine_is_not() {
         found = world.probes.quarantined();
         !found.is_empty()
     }));
-    let [(id, provisional)] = found[..] else { panic!("{found:?}") };
+    let [(id, provisional)] = found[..] else {
+        panic!("{found:?}")
+    };
     assert_eq!(id, pod.id);
     assert!(world.probes.read(provisional).counters.runqueue_waits > 0);
 }

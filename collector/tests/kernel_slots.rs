@@ -14,7 +14,11 @@ use kernel::http::{GET, OK, Pair, one_pod};
 use kernel::{CLIENT, EXCLUDED, SERVER, World, eventually};
 
 fn options(world: &World) -> Options {
-    Options { cgroup: world.root.clone(), excluded_ports: vec![EXCLUDED], max_pods: 4 }
+    Options {
+        cgroup: world.root.clone(),
+        excluded_ports: vec![EXCLUDED],
+        max_pods: 4,
+    }
 }
 
 #[test]
@@ -25,7 +29,11 @@ fn a_reused_slot_inherits_nothing() {
     pair.ask(GET);
     world.probes.unassign(pod.id);
     world.probes.release(pod.slot);
-    assert_eq!(world.counters(&pod).requests, 0, "a released slot reads as zero");
+    assert_eq!(
+        world.counters(&pod).requests,
+        0,
+        "a released slot reads as zero"
+    );
     let taken: Vec<_> = std::iter::from_fn(|| world.probes.allocate()).collect();
     let same = taken.iter().find(|slot| slot.index == pod.slot.index);
     // The old connection goes on; it is nobody's but the quarantine's.
@@ -85,7 +93,9 @@ fn a_pod_that_is_gone_before_it_is_known_still_counts() {
     drop((pair, listener));
     fs::remove_dir(&pod.cgroup).unwrap();
     let found = world.probes.quarantined();
-    let [(id, provisional)] = found[..] else { panic!("{found:?}") };
+    let [(id, provisional)] = found[..] else {
+        panic!("{found:?}")
+    };
     assert_eq!(id, pod.id);
     assert_eq!(world.probes.read(provisional).counters.requests, 7);
     // Claimed: it becomes the pod's slot, or is read, absorbed and released.
@@ -108,14 +118,23 @@ fn a_connection_moves_from_quarantine_to_its_pod_without_loss() {
     let provisional = world.probes.quarantined()[0].1;
     world.probes.assign(pod.id, slot).unwrap();
     let claimed = world.probes.read(provisional);
-    assert_eq!((claimed.counters.requests, claimed.counters.requests_in_flight), (2, 1));
+    assert_eq!(
+        (
+            claimed.counters.requests,
+            claimed.counters.requests_in_flight
+        ),
+        (2, 1)
+    );
     world.probes.release(provisional);
     pair.answer(OK);
     pair.turn(GET, OK);
     let mut total = world.read(&pod);
     total.absorb(&claimed);
     let c = total.counters;
-    assert_eq!((c.requests, c.responses_2xx, c.requests_in_flight), (3, 3, 0));
+    assert_eq!(
+        (c.requests, c.responses_2xx, c.requests_in_flight),
+        (3, 3, 0)
+    );
 }
 
 #[test]
@@ -131,7 +150,10 @@ fn counts_made_between_looking_and_assigning_are_carried_over() {
     world.probes.assign(pod.id, slot).unwrap();
     pair.turn(GET, OK);
     let c = world.counters(&pod);
-    assert_eq!((c.requests, c.responses_2xx, c.requests_in_flight), (2, 2, 0));
+    assert_eq!(
+        (c.requests, c.responses_2xx, c.requests_in_flight),
+        (2, 2, 0)
+    );
 }
 
 #[test]
@@ -166,7 +188,11 @@ fn a_full_quarantine_is_counted_and_recovers() {
         client.send_to(b"x", (SERVER, 5000)).unwrap();
         socket.recv(&mut [0; 8]).unwrap();
     }
-    assert!(world.statistic("quarantine_full") > 0, "{}", world.troubles());
+    assert!(
+        world.statistic("quarantine_full") > 0,
+        "{}",
+        world.troubles()
+    );
     assert!(world.statistic("unknown_cgroup_packets") > 0);
     let found = world.probes.quarantined();
     assert!(found.len() >= 100 && found.len() < many, "{}", found.len());
@@ -257,7 +283,10 @@ fn keep_three_capabilities() {
         version: u32,
         pid: i32,
     }
-    let header = Header { version: 0x2008_0522, pid: 0 };
+    let header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
     let (low, high) = (1u32 << 12, 1u32 << (38 - 32) | 1 << (39 - 32));
     // Effective, permitted, inheritable; the low words, then the high ones.
     let sets = [low, low, 0, high, high, 0];
@@ -271,7 +300,11 @@ fn links_end_with_the_process_however_it_ends() {
     const CGROUP: &str = "EBPF_SCALER_TEST_CGROUP";
     if let Some(cgroup) = std::env::var_os(CGROUP) {
         // The child: holds the programs until it is killed.
-        let options = Options { cgroup: cgroup.into(), excluded_ports: vec![], max_pods: 1 };
+        let options = Options {
+            cgroup: cgroup.into(),
+            excluded_ports: vec![],
+            max_pods: 1,
+        };
         let _probes = Probes::load(&options).unwrap();
         std::thread::sleep(Duration::from_secs(60));
         return;
@@ -283,7 +316,9 @@ fn links_end_with_the_process_however_it_ends() {
         .env(CGROUP, &world.root)
         .spawn()
         .unwrap();
-    assert!(eventually(Duration::from_secs(30), || attached(&world.root) == 2));
+    assert!(eventually(Duration::from_secs(30), || attached(
+        &world.root
+    ) == 2));
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(eventually(Duration::from_secs(5), || attached(&world.root) == 1));
@@ -305,9 +340,19 @@ fn attached(cgroup: &Path) -> u32 {
     }
     const BPF_PROG_QUERY: i32 = 16;
     let directory = File::open(cgroup).unwrap();
-    let mut query = Query { target: directory.as_raw_fd() as u32, ..Query::default() };
+    let mut query = Query {
+        target: directory.as_raw_fd() as u32,
+        ..Query::default()
+    };
     // SAFETY: the structure begins as bpf(2) says, the rest is zero.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut query,
+            size_of::<Query>(),
+        )
+    };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     query.count
 }

@@ -56,7 +56,8 @@ fn carry(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
 }
 
 pub const GET: &str = "GET / HTTP/1.1\r\nHost: pod\r\nUser-Agent: test/1.0\r\nAccept: */*\r\n\r\n";
-pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello";
+pub const OK: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello";
 
 pub fn response(status: u32) -> String {
     format!("HTTP/1.1 {status} Some Reason\r\nContent-Length: 2\r\n\r\nok")

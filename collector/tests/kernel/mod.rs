@@ -45,13 +45,20 @@ pub struct Pod {
 
 pub fn sh(command: &str) {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Where cgroup v2 is mounted: not always at /sys/fs/cgroup.
 pub fn cgroup2() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is mounted");
+    let mount = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .expect("cgroup v2 is mounted");
     PathBuf::from(mount.split(' ').nth(4).unwrap())
 }
 
@@ -74,18 +81,35 @@ impl World {
 
     pub fn with(change: impl Fn(&mut Options)) -> World {
         // SAFETY: a system call without arguments.
-        assert_eq!(unsafe { libc::geteuid() }, 0, "the kernel tests load BPF programs: run them as root");
-        let name = format!("ebst{}-{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
+        assert_eq!(
+            unsafe { libc::geteuid() },
+            0,
+            "the kernel tests load BPF programs: run them as root"
+        );
+        let name = format!(
+            "ebst{}-{}",
+            std::process::id(),
+            WORLDS.fetch_add(1, Ordering::Relaxed)
+        );
         let root = cgroup2().join(&name);
         fs::create_dir(&root).unwrap();
-        let mut options = Options { cgroup: root.clone(), excluded_ports: vec![EXCLUDED], max_pods: 16 };
+        let mut options = Options {
+            cgroup: root.clone(),
+            excluded_ports: vec![EXCLUDED],
+            max_pods: 16,
+        };
         change(&mut options);
         let probes = Probes::load(&options).unwrap_or_else(|e| {
             let _ = fs::remove_dir(&root);
             panic!("{e}")
         });
         namespaces(&name);
-        World { name, root, probes, pod_cgroups: Vec::new() }
+        World {
+            name,
+            root,
+            probes,
+            pod_cgroups: Vec::new(),
+        }
     }
 
     /// A cgroup below the attached one that nobody has assigned.
@@ -108,7 +132,12 @@ impl World {
     /// A pod whose cgroup is not assigned to the slot.
     pub fn unassigned(&mut self, name: &str, slot: Slot) -> Pod {
         let (cgroup, id) = self.cgroup(name);
-        Pod { cgroup, id, slot, namespace: format!("/run/netns/{}-s", self.name) }
+        Pod {
+            cgroup,
+            id,
+            slot,
+            namespace: format!("/run/netns/{}-s", self.name),
+        }
     }
 
     /// Moves this thread to where the clients are.
@@ -131,20 +160,28 @@ impl World {
 
     pub fn statistic(&self, name: &str) -> u64 {
         let all = self.probes.statistics().values;
-        all.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no statistic {name}")).1
+        all.iter()
+            .find(|(n, _)| *n == name)
+            .unwrap_or_else(|| panic!("no statistic {name}"))
+            .1
     }
 
     /// Statistics that are not zero, for messages.
     pub fn troubles(&self) -> String {
         let all = self.probes.statistics().values;
-        all.iter().filter(|(_, v)| *v != 0).map(|(n, v)| format!("{n}={v} ")).collect()
+        all.iter()
+            .filter(|(_, v)| *v != 0)
+            .map(|(n, v)| format!("{n}={v} "))
+            .collect()
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         for end in ["s", "c"] {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}-{end}", self.name)]).output();
+            let _ = Command::new("ip")
+                .args(["netns", "del", &format!("{}-{end}", self.name)])
+                .output();
         }
         for cgroup in self.pod_cgroups.iter().rev().chain([&self.root]) {
             let gone = eventually(Duration::from_secs(5), || fs::remove_dir(cgroup).is_ok());
@@ -158,7 +195,12 @@ impl Drop for World {
 pub fn enter(namespace: &str) {
     let file = File::open(namespace).unwrap();
     // SAFETY: the descriptor is open; only this thread moves.
-    assert_eq!(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+    assert_eq!(
+        unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
+        0,
+        "{}",
+        io::Error::last_os_error()
+    );
 }
 
 /// Polls until it holds; false if it does not in time.
@@ -205,7 +247,10 @@ impl Pod {
     }
 
     /// Makes a socket in a process that belongs to the pod's cgroup and namespace, and brings it here.
-    pub fn inside(&self, make: impl Fn() -> io::Result<OwnedFd> + Send + Sync + 'static) -> OwnedFd {
+    pub fn inside(
+        &self,
+        make: impl Fn() -> io::Result<OwnedFd> + Send + Sync + 'static,
+    ) -> OwnedFd {
         let (here, there) = UnixDatagram::pair().unwrap();
         let mut command = self.command("true");
         // SAFETY: only system calls that are safe after fork.
@@ -222,7 +267,10 @@ impl Pod {
     /// A command that runs in the pod's cgroup and namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let procs = File::options().write(true).open(self.cgroup.join("cgroup.procs")).unwrap();
+        let procs = File::options()
+            .write(true)
+            .open(self.cgroup.join("cgroup.procs"))
+            .unwrap();
         let namespace = File::open(&self.namespace).unwrap();
         // SAFETY: only system calls that are safe after fork.
         unsafe {
@@ -246,7 +294,9 @@ fn send_descriptor(over: RawFd, descriptor: RawFd) -> io::Result<()> {
             (*control).cmsg_level = libc::SOL_SOCKET;
             (*control).cmsg_type = libc::SCM_RIGHTS;
             (*control).cmsg_len = libc::CMSG_LEN(4) as usize;
-            libc::CMSG_DATA(control).cast::<RawFd>().write_unaligned(descriptor);
+            libc::CMSG_DATA(control)
+                .cast::<RawFd>()
+                .write_unaligned(descriptor);
             libc::sendmsg(over, message, 0)
         }
     })
@@ -260,7 +310,9 @@ fn receive_descriptor(over: RawFd) -> io::Result<OwnedFd> {
         unsafe {
             let received = libc::recvmsg(over, message, 0);
             if received > 0 {
-                descriptor = libc::CMSG_DATA(libc::CMSG_FIRSTHDR(message)).cast::<RawFd>().read_unaligned();
+                descriptor = libc::CMSG_DATA(libc::CMSG_FIRSTHDR(message))
+                    .cast::<RawFd>()
+                    .read_unaligned();
             }
             received
         }
@@ -272,7 +324,10 @@ fn receive_descriptor(over: RawFd) -> io::Result<OwnedFd> {
 fn with_message(act: impl FnOnce(*mut libc::msghdr) -> isize) -> io::Result<isize> {
     let mut byte = [0u8; 1];
     let mut control = [0u64; 8];
-    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut part = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 1,
+    };
     // SAFETY: all zero is a valid message header.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut part;

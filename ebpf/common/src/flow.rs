@@ -54,7 +54,9 @@ pub mod entry {
     pub const SHIFT: u32 = 4;
 }
 
-/// The value of a socket's storage; all zero but for what its maker sets.
+/// The value of a socket's storage; all zero but for what its maker sets. The kernel puts 8 bytes before it on
+/// the same cache line: so the first line is read by all and seldom written, the second is written by packets in
+/// and the third by packets out, which are mostly on another CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
@@ -64,48 +66,56 @@ pub struct Flow {
     pub cookie: u64,
     /// Of [`kind`].
     pub kind: u32,
-    /// Of [`rx_flag`].
-    pub rx_flags: u32,
-    /// The next sequence number in, and [`BUSY`].
-    pub rx_next: u64,
-    /// Requests put into `ring` by packets in.
-    pub head: u32,
-    /// Requests taken out of `ring` by packets out.
-    pub tail: u32,
-    /// Requests that found the ring full.
-    pub lost_head: u32,
-    /// Answers to those.
-    pub lost_tail: u32,
-    /// Requests before this one, counted as `head` is, will not be answered.
-    pub flush: u32,
-    /// Where `head` stood when framing began at a guess.
-    pub guess: u32,
-    /// Where the answer to the only outstanding request begins: the sequence number it acknowledged.
-    pub answer_at: u32,
-    /// The next sequence number out.
-    pub tx_next: u32,
-    /// Of [`tx_flag`].
-    pub tx_flags: u32,
     /// Segments in that came before their turn.
     pub early_segments: u32,
     /// The bytes of those.
     pub early_from: u32,
     /// See `early_from`.
     pub early_to: u32,
+    /// Requests before this one, counted as `head` is, will not be answered.
+    pub flush: u32,
+    /// Where `head` stood when framing began at a guess.
+    pub guess: u32,
+    /// When the request began that was answered before its headers were complete.
+    pub answered: u64,
     /// Requests and probes not counted yet, see [`rx_flag::PARKED`].
     pub parked: u32,
     /// See `parked`.
     pub parked_probes: u32,
-    /// When the request began that was answered before its headers were complete.
-    pub answered: u64,
+
+    /// The next sequence number in, and [`BUSY`].
+    pub rx_next: u64,
+    /// Of [`rx_flag`].
+    pub rx_flags: u32,
+    /// Where the answer to the only outstanding request begins: the sequence number it acknowledged.
+    pub answer_at: u32,
+    /// Requests put into `ring` by packets in.
+    pub head: u32,
+    /// Requests that found the ring full.
+    pub lost_head: u32,
     /// Requests.
     pub rx: Machine,
+
+    /// The next sequence number out.
+    pub tx_next: u32,
+    /// Of [`tx_flag`].
+    pub tx_flags: u32,
+    /// Requests taken out of `ring` by packets out.
+    pub tail: u32,
+    /// Answers to those of `lost_head`.
+    pub lost_tail: u32,
     /// Responses; `SEARCH` while none needs framing.
     pub tx: Machine,
+    /// Nothing.
+    pub reserved: u64,
+
     /// Outstanding requests.
     pub ring: [u64; OUTSTANDING as usize],
 }
 
+const _: () = assert!(
+    core::mem::offset_of!(Flow, rx_next) == 56 && core::mem::offset_of!(Flow, tx_next) == 120
+);
 // With the kernel's own part this fills a 512 byte object.
 const _: () = assert!(size_of::<Flow>() <= 440);
 
@@ -131,7 +141,11 @@ pub const fn place(next: u32, seq: u32, len: u32) -> Place {
         return Place::Gap(ahead);
     }
     let seen = next.wrapping_sub(seq);
-    if seen >= len { Place::Old } else { Place::New(seen) }
+    if seen >= len {
+        Place::Old
+    } else {
+        Place::New(seen)
+    }
 }
 
 /// Whether sequence number `a` comes before `b`.

@@ -28,9 +28,17 @@ pub const fn index(micros: u64) -> usize {
 /// The bucket's values in microseconds, lowest included, highest excluded. The last bucket's upper bound is
 /// `u64::MAX`; an index that does not exist is taken for the last.
 pub const fn bounds(index: usize) -> (u64, u64) {
-    let index = if index < BUCKETS { index as u64 } else { BUCKETS as u64 - 1 };
+    let index = if index < BUCKETS {
+        index as u64
+    } else {
+        BUCKETS as u64 - 1
+    };
     let low = lower(index);
-    let high = if index == BUCKETS as u64 - 1 { u64::MAX } else { lower(index + 1) };
+    let high = if index == BUCKETS as u64 - 1 {
+        u64::MAX
+    } else {
+        lower(index + 1)
+    };
     (low, high)
 }
 

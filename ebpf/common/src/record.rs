@@ -25,41 +25,46 @@ pub const fn generation_of(slot_ref: u64) -> u32 {
     (slot_ref >> 32) as u32
 }
 
-/// What the programs add to; see [`crate::Counters`] for the meaning of the common ones.
-#[repr(C)]
+/// What the programs add to; see [`crate::Counters`] for the meaning of the common ones. Packets in and packets
+/// out are mostly handled by different CPUs, so what they write lies in different cache lines.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "the fields are those of Counters")]
 pub struct Tally {
+    // Packets in.
+    pub receive_bytes: u64,
+    pub receive_packets: u64,
     pub requests: u64,
-    /// Indexed by status / 100 - 1.
-    pub responses: [u64; 5],
-    pub requests_aborted: u64,
-    pub request_latency_sum_micros: u64,
     /// Requests that came into flight here, also by moving from another slot.
     pub begun: u64,
-    /// Requests of `begun` that are no longer in flight.
-    pub ended: u64,
     pub requests_probe: u64,
     pub requests_excluded_port: u64,
     pub requests_loopback: u64,
-    pub receive_bytes: u64,
-    pub transmit_bytes: u64,
-    pub receive_packets: u64,
-    pub transmit_packets: u64,
     pub connections_opened: u64,
+    // Packets out.
+    pub transmit_bytes: u64,
+    pub transmit_packets: u64,
+    /// Requests of `begun` that are no longer in flight.
+    pub ended: u64,
+    pub request_latency_sum_micros: u64,
+    /// Indexed by status / 100 - 1.
+    pub responses: [u64; 5],
+    pub requests_aborted: u64,
     pub connections_closed: u64,
     pub tcp_retransmits: u64,
+    // The scheduler.
     pub runqueue_wait_nanos: u64,
     pub runqueue_waits: u64,
 }
 
 /// One element of the map SLOTS.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct SlotRecord {
-    /// Even: free. Odd: taken by the tenant of this generation.
+    /// Even: free. Odd: taken by the tenant of this generation. Read for every packet, so it shares its cache
+    /// line with nothing that is written.
     pub generation: u32,
-    /// Keeps the counters aligned.
+    /// Nothing.
     pub reserved: u32,
     /// The counters.
     pub tally: Tally,

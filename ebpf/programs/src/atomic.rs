@@ -10,7 +10,9 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
 #[inline(always)]
 pub unsafe fn add(to: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
-    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) to, in(reg) value, options(nostack)) };
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) to, in(reg) value, options(nostack))
+    };
 }
 
 /// Sets bits without fetching.
@@ -20,7 +22,9 @@ pub unsafe fn add(to: *mut u64, value: u64) {
 #[inline(always)]
 pub unsafe fn or(to: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
-    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) to, in(reg) value, options(nostack)) };
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) to, in(reg) value, options(nostack))
+    };
 }
 
 /// Replaces and returns the former value.
@@ -40,7 +44,10 @@ pub unsafe fn swap(to: *mut u64, value: u64) -> u64 {
 #[inline(always)]
 pub unsafe fn replace(at: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(at, old, new).0 == old }
+    unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(at, old, new).0
+            == old
+    }
 }
 
 /// Reads a field once, from memory.

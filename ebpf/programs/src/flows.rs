@@ -3,7 +3,9 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_tcp_sock};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_tcp_sock,
+};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_scaler_common::flow::{Flow, OUTSTANDING, before, entry, kind, rx_flag};
@@ -11,7 +13,9 @@ use ebpf_scaler_common::http1::{Machine, phase};
 use ebpf_scaler_common::record::{NO_SLOT, Stat, generation_of, slot_of};
 
 use crate::atomic::{self, get, set};
-use crate::maps::{EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCH_TAKEN, SCRATCHES, Scratch, control, count};
+use crate::maps::{
+    EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCH_TAKEN, SCRATCHES, Scratch, control, count,
+};
 use crate::packet::Packet;
 use crate::slots::{Slot, no_slot, resolve, tally};
 
@@ -60,14 +64,18 @@ fn storage() -> *mut core::ffi::c_void {
 /// Makes the state of the packet's socket, in that slot.
 #[inline(always)]
 pub fn make(packet: &Packet, slot_ref: u64, slot: Slot, cgroup: u64) -> *mut Flow {
-    let Some(control) = control() else { return core::ptr::null_mut() };
+    let Some(control) = control() else {
+        return core::ptr::null_mut();
+    };
     // SAFETY: the map's element.
     unsafe {
         if get!(control.live_flows) >= get!(control.max_flows) {
             count(Stat::FlowsFull);
             return core::ptr::null_mut();
         }
-        let Some((scratch, bit)) = take_scratch() else { return core::ptr::null_mut() };
+        let Some((scratch, bit)) = take_scratch() else {
+            return core::ptr::null_mut();
+        };
         let (flow, ours) = make_with(scratch, packet, slot_ref, slot, cgroup);
         return_scratch(bit);
         if ours {
@@ -78,7 +86,13 @@ pub fn make(packet: &Packet, slot_ref: u64, slot: Slot, cgroup: u64) -> *mut Flo
 }
 
 #[inline(always)]
-unsafe fn make_with(scratch: *mut Scratch, packet: &Packet, slot_ref: u64, slot: Slot, cgroup: u64) -> (*mut Flow, bool) {
+unsafe fn make_with(
+    scratch: *mut Scratch,
+    packet: &Packet,
+    slot_ref: u64,
+    slot: Slot,
+    cgroup: u64,
+) -> (*mut Flow, bool) {
     // SAFETY: the scratch is ours, and everything else a helper's answer.
     unsafe {
         let blank = &raw mut (*scratch).blank;
@@ -99,8 +113,13 @@ unsafe fn make_with(scratch: *mut Scratch, packet: &Packet, slot_ref: u64, slot:
             (*blank).tx_next = packet.seq;
         }
         let cookie = (*blank).cookie;
-        let flow: *mut Flow =
-            bpf_sk_storage_get(storage(), packet.sk.cast(), blank.cast(), BPF_SK_STORAGE_GET_F_CREATE as u64).cast();
+        let flow: *mut Flow = bpf_sk_storage_get(
+            storage(),
+            packet.sk.cast(),
+            blank.cast(),
+            BPF_SK_STORAGE_GET_F_CREATE as u64,
+        )
+        .cast();
         if flow.is_null() {
             count(Stat::FlowsFailed);
             return (flow, false);
@@ -122,12 +141,15 @@ unsafe fn make_with(scratch: *mut Scratch, packet: &Packet, slot_ref: u64, slot:
 pub unsafe fn write_blank(blank: *mut Flow, packet: &Packet, slot_ref: u64) {
     let inside = packet.inside();
     let port = packet.local_port();
-    let excluded = EXCLUDED_PORTS.get(port >> 6).is_some_and(|word| (word >> (port & 63)) & 1 != 0);
+    let excluded = EXCLUDED_PORTS
+        .get(port >> 6)
+        .is_some_and(|word| (word >> (port & 63)) & 1 != 0);
     // SAFETY: the caller's promise.
     unsafe {
         (*blank).slot = slot_ref;
         (*blank).cookie = bpf_ktime_get_ns();
-        (*blank).kind = if inside { kind::LOOPBACK } else { 0 } | if excluded { kind::EXCLUDED } else { 0 };
+        (*blank).kind =
+            if inside { kind::LOOPBACK } else { 0 } | if excluded { kind::EXCLUDED } else { 0 };
         (*blank).rx_flags = 0;
         (*blank).rx_next = packet.seq as u64;
         (*blank).tx_next = packet.ack;
@@ -142,7 +164,9 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
     unsafe {
         let key = &raw mut (*scratch).key;
         packet.write_key(key, cgroup);
-        let Some(parked) = PARKED.get_ptr(&*key) else { return };
+        let Some(parked) = PARKED.get_ptr(&*key) else {
+            return;
+        };
         let parked = parked.cast_mut();
         let next = get!(parked.rx_next) as u32;
         let received = get!(flow.rx_next) as u32;
@@ -150,11 +174,20 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
         if before(next, received) || next.wrapping_sub(received) > 1 << 20 {
             return;
         }
-        let (requests, probes) = (get!(parked.parked) as u64, get!(parked.parked_probes) as u64);
+        let (requests, probes) = (
+            get!(parked.parked) as u64,
+            get!(parked.parked_probes) as u64,
+        );
         (*flow).rx_flags = get!(parked.rx_flags) & !rx_flag::PARKED;
         (*flow).answer_at = get!(parked.answer_at);
-        copy_words::<{ size_of::<Machine>() / 8 }>((&raw const (*parked).rx).cast(), (&raw mut (*flow).rx).cast());
-        copy_words::<{ OUTSTANDING as usize }>((&raw const (*parked).ring).cast(), (&raw mut (*flow).ring).cast());
+        copy_words::<{ size_of::<Machine>() / 8 }>(
+            (&raw const (*parked).rx).cast(),
+            (&raw mut (*flow).rx).cast(),
+        );
+        copy_words::<{ OUTSTANDING as usize }>(
+            (&raw const (*parked).ring).cast(),
+            (&raw mut (*flow).ring).cast(),
+        );
         (*flow).head = get!(parked.head);
         (*flow).lost_head = get!(parked.lost_head);
         (*flow).kind |= kind::OPENED;
@@ -227,7 +260,8 @@ pub unsafe fn in_flight(flow: *mut Flow) -> u64 {
             let at = tail.wrapping_add(i);
             if before(at, head) {
                 let slot = (at & (OUTSTANDING - 1)) as usize;
-                let entry = core::ptr::read_volatile((&raw const (*flow).ring).cast::<u64>().add(slot));
+                let entry =
+                    core::ptr::read_volatile((&raw const (*flow).ring).cast::<u64>().add(slot));
                 waiting += u64::from(entry & (entry::PROBE | entry::TENTATIVE) == 0);
             }
             i += 1;
@@ -255,7 +289,8 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the argument is a socket; the storage is its own.
     unsafe {
         let sk: *const bpf_sock = *ctx.as_ptr().cast();
-        let flow: *mut Flow = bpf_sk_storage_get(storage(), sk.cast_mut().cast(), core::ptr::null_mut(), 0).cast();
+        let flow: *mut Flow =
+            bpf_sk_storage_get(storage(), sk.cast_mut().cast(), core::ptr::null_mut(), 0).cast();
         if flow.is_null() {
             return 0;
         }

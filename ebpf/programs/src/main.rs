@@ -2,7 +2,10 @@
 //! Nothing here loops without a bound, sends an event for a packet, or fails without counting it.
 #![no_std]
 #![no_main]
-#![expect(internal_features, reason = "BPF's atomics are to be had by intrinsics only")]
+#![expect(
+    internal_features,
+    reason = "BPF's atomics are to be had by intrinsics only"
+)]
 #![feature(asm_experimental_arch, core_intrinsics)]
 
 mod atomic;

@@ -6,7 +6,9 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue};
 use ebpf_scaler_common::flow::{Flow, FlowKey};
 use ebpf_scaler_common::http1::Window;
-use ebpf_scaler_common::record::{Control, PORT_WORDS, QUARANTINE as QUARANTINE_SLOTS, STATS, SlotRecord, Stat};
+use ebpf_scaler_common::record::{
+    Control, PORT_WORDS, QUARANTINE as QUARANTINE_SLOTS, STATS, SlotRecord, Stat,
+};
 
 use crate::atomic;
 

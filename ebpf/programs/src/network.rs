@@ -36,7 +36,9 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn packet(skb: *mut __sk_buff, ingress: bool) {
-    let Some(packet) = Packet::read(skb, ingress) else { return };
+    let Some(packet) = Packet::read(skb, ingress) else {
+        return;
+    };
     if packet.protocol != TCP {
         unconnected(&packet);
         return;
@@ -50,7 +52,9 @@ fn packet(skb: *mut __sk_buff, ingress: bool) {
     let mut flow = flows::find(&packet);
     let slot = if flow.is_null() {
         let (found, cgroup) = of_cgroup(&packet);
-        let Some((slot_ref, slot)) = found else { return };
+        let Some((slot_ref, slot)) = found else {
+            return;
+        };
         flow = flows::make(&packet, slot_ref, slot, cgroup);
         if flow.is_null() {
             bytes(&packet, slot, packet.inside());
@@ -58,7 +62,9 @@ fn packet(skb: *mut __sk_buff, ingress: bool) {
         }
         slot
     } else {
-        let Some(slot) = flows::slot(&packet, flow) else { return };
+        let Some(slot) = flows::slot(&packet, flow) else {
+            return;
+        };
         slot
     };
     // SAFETY: the socket's storage.
@@ -132,12 +138,16 @@ fn count_bytes(packet: &Packet, slot: Slot) {
 /// ACK, TFO). A listener has no state of a connection: what is found waits by address until there is one.
 #[inline(always)]
 fn listener(packet: &Packet) {
-    let (Some((slot_ref, slot)), cgroup) = of_cgroup(packet) else { return };
+    let (Some((slot_ref, slot)), cgroup) = of_cgroup(packet) else {
+        return;
+    };
     bytes(packet, slot, packet.inside());
     if !packet.ingress || packet.payload() == 0 {
         return;
     }
-    let Some((scratch, bit)) = flows::take_scratch() else { return };
+    let Some((scratch, bit)) = flows::take_scratch() else {
+        return;
+    };
     // SAFETY: the scratch is ours; the map's element is the only state of these addresses.
     let parked = unsafe {
         let key = &raw mut (*scratch).key;

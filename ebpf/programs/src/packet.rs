@@ -73,22 +73,13 @@ impl Packet {
             ingress,
         };
         if packet.v6 {
-            if !load(skb, 0, &mut packet.head) {
+            if !packet.load_head() {
                 return None;
             }
             packet.read_v6()?;
         } else if protocol == ETH_P_IP {
-            // A packet without TCP can be shorter than both headers: then IP's alone.
-            if !load(skb, 0, &mut packet.head) {
-                let mut ip = [0u32; 5];
-                if !load(skb, 0, &mut ip) {
-                    return None;
-                }
-                packet.head[0] = ip[0];
-                packet.head[1] = ip[1];
-                packet.head[2] = ip[2];
-                packet.head[3] = ip[3];
-                packet.head[4] = ip[4];
+            if !packet.load_head() && !packet.load_short() {
+                return None;
             }
             packet.read_v4()?;
         } else {
@@ -97,16 +88,58 @@ impl Packet {
         Some(packet)
     }
 
+    /// The first 40 bytes, which mostly lie in the packet's linear part.
+    #[inline(always)]
+    fn load_head(&mut self) -> bool {
+        let skb = self.skb;
+        // SAFETY: the context, and 40 bytes that were just checked to be there.
+        unsafe {
+            let data = core::ptr::read_volatile(&raw const (*skb).data) as usize;
+            let end = core::ptr::read_volatile(&raw const (*skb).data_end) as usize;
+            if data + 40 > end {
+                return load(skb, 0, &mut self.head);
+            }
+            let words = data as *const u32;
+            let mut i = 0;
+            while i < 10 {
+                self.head[i] = core::ptr::read_volatile(words.add(i));
+                i += 1;
+            }
+        }
+        true
+    }
+
+    /// A packet without TCP can be shorter than 40 bytes: then IP's header alone.
+    #[inline(always)]
+    fn load_short(&mut self) -> bool {
+        let mut ip = [0u32; 5];
+        if !load(self.skb, 0, &mut ip) {
+            return false;
+        }
+        self.head = [ip[0], ip[1], ip[2], ip[3], ip[4], 0, 0, 0, 0, 0];
+        true
+    }
+
     #[inline(always)]
     fn read_v4(&mut self) -> Option<()> {
         let first = u32::from_be(self.head[0]);
         let ip = ((first >> 24) & 0xf) * 4;
         let fragment = u32::from_be(self.head[1]) & 0x1fff;
-        self.protocol = if fragment == 0 { (u32::from_be(self.head[2]) >> 16) & 0xff } else { 0xff };
+        self.protocol = if fragment == 0 {
+            (u32::from_be(self.head[2]) >> 16) & 0xff
+        } else {
+            0xff
+        };
         self.headers = ip;
         if self.protocol == TCP {
             if ip == 20 {
-                self.tcp = [self.head[5], self.head[6], self.head[7], self.head[8], self.head[9]];
+                self.tcp = [
+                    self.head[5],
+                    self.head[6],
+                    self.head[7],
+                    self.head[8],
+                    self.head[9],
+                ];
             } else if !load(self.skb, ip, &mut self.tcp) {
                 return None;
             }
@@ -155,7 +188,11 @@ impl Packet {
     /// Bytes behind the headers.
     #[inline(always)]
     pub fn payload(&self) -> u32 {
-        if self.len > self.headers { self.len - self.headers } else { 0 }
+        if self.len > self.headers {
+            self.len - self.headers
+        } else {
+            0
+        }
     }
 
     /// Packets and bytes on the wire: one packet here can be many there (GSO, GRO), each with its own headers.
@@ -175,7 +212,10 @@ impl Packet {
         if segments <= 1 {
             return (1, self.len as u64);
         }
-        (segments as u64, self.len as u64 + (segments - 1) as u64 * self.headers as u64)
+        (
+            segments as u64,
+            self.len as u64 + (segments - 1) as u64 * self.headers as u64,
+        )
     }
 
     /// Whether both ends are in the pod: the remote address is a loopback one, or the pod's own.
@@ -184,10 +224,18 @@ impl Packet {
         if self.v6 {
             let h = &self.head;
             let same = h[2] == h[6] && h[3] == h[7] && h[4] == h[8] && h[5] == h[9];
-            let r = if self.ingress { [h[2], h[3], h[4], h[5]] } else { [h[6], h[7], h[8], h[9]] };
+            let r = if self.ingress {
+                [h[2], h[3], h[4], h[5]]
+            } else {
+                [h[6], h[7], h[8], h[9]]
+            };
             return same || r[0] == 0 && r[1] == 0 && r[2] == 0 && r[3] == 1u32.to_be();
         }
-        let remote = if self.ingress { self.head[3] } else { self.head[4] };
+        let remote = if self.ingress {
+            self.head[3]
+        } else {
+            self.head[4]
+        };
         self.head[3] == self.head[4] || u32::from_be(remote) >> 24 == 127
     }
 
@@ -195,7 +243,11 @@ impl Packet {
     #[inline(always)]
     pub fn local_port(&self) -> u32 {
         let ports = u32::from_be(self.tcp[0]);
-        if self.ingress { ports & 0xffff } else { ports >> 16 }
+        if self.ingress {
+            ports & 0xffff
+        } else {
+            ports >> 16
+        }
     }
 
     /// Writes what identifies the connection, the same from packets in and out.
@@ -212,7 +264,11 @@ impl Packet {
         };
         let ports = u32::from_be(self.tcp[0]);
         let swapped = ports.rotate_right(16);
-        let (remote, local, ports) = if self.ingress { (from, to, ports) } else { (to, from, swapped) };
+        let (remote, local, ports) = if self.ingress {
+            (from, to, ports)
+        } else {
+            (to, from, swapped)
+        };
         // SAFETY: the caller's promise.
         unsafe {
             (*key).cgroup = cgroup;

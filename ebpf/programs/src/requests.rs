@@ -2,8 +2,12 @@
 //! Inbound only: a pod's own requests to others are not its load.
 
 use aya_ebpf::bindings::bpf_tcp_sock;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock as tcp_sock};
-use ebpf_scaler_common::flow::{BUSY, Flow, MAX_EARLY, OUTSTANDING, Place, before, entry, kind, place, rx_flag, tx_flag};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock as tcp_sock,
+};
+use ebpf_scaler_common::flow::{
+    BUSY, Flow, MAX_EARLY, OUTSTANDING, Place, before, entry, kind, place, rx_flag, tx_flag,
+};
 use ebpf_scaler_common::http1::{begins_request, flag, phase, skip_gap};
 use ebpf_scaler_common::record::Stat;
 
@@ -26,7 +30,10 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
     let len = packet.payload();
     // SAFETY: the caller's promise; the place is ours between `claim` and the last line.
     unsafe {
-        if len == 0 || get!(flow.rx.phase) == phase::OPAQUE || get!(flow.tx_flags) & tx_flag::TUNNEL != 0 {
+        if len == 0
+            || get!(flow.rx.phase) == phase::OPAQUE
+            || get!(flow.tx_flags) & tx_flag::TUNNEL != 0
+        {
             return;
         }
         let Some(next) = claim(flow) else {
@@ -166,10 +173,19 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
             return;
         };
         let window = &raw mut (*scratch).window;
-        let mut scan = Scan { skb: packet.skb, flow, window, slot, ack: packet.ack };
+        let mut scan = Scan {
+            skb: packet.skb,
+            flow,
+            window,
+            slot,
+            ack: packet.ack,
+        };
         scan.requests(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
         return_scratch(bit);
-        if get!(m.phase) == phase::SEARCH && get!(m.flags) & flag::CONNECT == 0 && get!(flow.rx_flags) & rx_flag::HTTP != 0 {
+        if get!(m.phase) == phase::SEARCH
+            && get!(m.flags) & flag::CONNECT == 0
+            && get!(flow.rx_flags) & rx_flag::HTTP != 0
+        {
             count(Stat::RequestDesync);
         }
     }
@@ -179,7 +195,14 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
 fn begins(packet: &Packet) -> bool {
     let mut first = 0u64;
     // SAFETY: the length is the variable's.
-    let loaded = unsafe { bpf_skb_load_bytes(packet.skb.cast(), packet.headers, (&raw mut first).cast(), 8) };
+    let loaded = unsafe {
+        bpf_skb_load_bytes(
+            packet.skb.cast(),
+            packet.headers,
+            (&raw mut first).cast(),
+            8,
+        )
+    };
     loaded == 0 && begins_request(first)
 }
 
@@ -193,7 +216,11 @@ unsafe fn resynchronise(flow: *mut Flow, slot: Slot) {
             count(Stat::RequestResync);
         }
         // How many requests were missed is unknown, so nothing can be paired with those before.
-        let aborted = if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) == 0 { in_flight(flow) } else { 0 };
+        let aborted = if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) == 0 {
+            in_flight(flow)
+        } else {
+            0
+        };
         if aborted != 0 {
             tally!(slot, requests_aborted, aborted);
             tally!(slot, ended, aborted);
@@ -262,7 +289,10 @@ pub unsafe fn complete(scan: &Scan) {
             bits |= entry::TENTATIVE;
         }
         let at = (head & (OUTSTANDING - 1)) as usize;
-        core::ptr::write_volatile((&raw mut (*flow).ring).cast::<u64>().add(at), (begun << entry::SHIFT) | bits);
+        core::ptr::write_volatile(
+            (&raw mut (*flow).ring).cast::<u64>().add(at),
+            (begun << entry::SHIFT) | bits,
+        );
         set!(flow.head, head.wrapping_add(1));
     }
 }

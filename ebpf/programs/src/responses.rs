@@ -45,7 +45,9 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
             }
         };
         set!(flow.tx_next, packet.seq.wrapping_add(len));
-        if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) != 0 || get!(flow.tx_flags) & tx_flag::TUNNEL != 0 {
+        if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) != 0
+            || get!(flow.tx_flags) & tx_flag::TUNNEL != 0
+        {
             return;
         }
         let at = get!(flow.tx.phase);
@@ -85,8 +87,9 @@ unsafe fn next_answer(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
     // SAFETY: the caller's promise.
     unsafe {
         let tail = oldest(flow);
-        let outstanding =
-            get!(flow.head).wrapping_sub(tail).wrapping_add(get!(flow.lost_head).wrapping_sub(get!(flow.lost_tail)));
+        let outstanding = get!(flow.head)
+            .wrapping_sub(tail)
+            .wrapping_add(get!(flow.lost_head).wrapping_sub(get!(flow.lost_tail)));
         if outstanding == 0 {
             let at = get!(flow.rx.phase);
             if at >= phase::FIRST && at <= phase::CR {
@@ -123,8 +126,15 @@ unsafe fn next_answer(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
         }
         let status = status_in(first.1);
         let pipelined = get!(flow.rx_flags) & rx_flag::PIPELINED != 0;
-        if left >= STATUS_LINE && outstanding == 1 && !pipelined && (status >= 200 || status == 101) {
-            let scan = Scan { skb: packet.skb, flow, window: core::ptr::null_mut(), slot, ack: 0 };
+        if left >= STATUS_LINE && outstanding == 1 && !pipelined && (status >= 200 || status == 101)
+        {
+            let scan = Scan {
+                skb: packet.skb,
+                flow,
+                window: core::ptr::null_mut(),
+                slot,
+                ack: 0,
+            };
             complete(&scan, status, bpf_ktime_get_ns());
             return;
         }
@@ -161,7 +171,14 @@ unsafe fn look(packet: &Packet, offset: u32, left: u32) -> (u64, u64) {
     let n = if left < 16 { left } else { 16 };
     let n = ((one_to_256(n) - 1) & 15) + 1;
     // SAFETY: at most 16 bytes.
-    unsafe { bpf_skb_load_bytes(packet.skb.cast(), packet.headers + offset, first.as_mut_ptr().cast(), n) };
+    unsafe {
+        bpf_skb_load_bytes(
+            packet.skb.cast(),
+            packet.headers + offset,
+            first.as_mut_ptr().cast(),
+            n,
+        )
+    };
     (first[0], first[1])
 }
 
@@ -193,13 +210,22 @@ unsafe fn run(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, _len: u
             return;
         };
         let window = &raw mut (*scratch).window;
-        let mut scan = Scan { skb: packet.skb, flow, window, slot, ack: 0 };
+        let mut scan = Scan {
+            skb: packet.skb,
+            flow,
+            window,
+            slot,
+            ack: 0,
+        };
         scan.responses(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
         return_scratch(bit);
         let at = get!(flow.tx.phase);
         if at == phase::SEARCH {
             desynchronised(flow);
-        } else if at == phase::START && get!(flow.rx_flags) & rx_flag::PIPELINED == 0 && get!(flow.head) == oldest(flow) {
+        } else if at == phase::START
+            && get!(flow.rx_flags) & rx_flag::PIPELINED == 0
+            && get!(flow.head) == oldest(flow)
+        {
             set!(flow.tx.phase, phase::SEARCH);
         }
     }
@@ -264,7 +290,12 @@ unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
         tally!(slot, request_latency_sum_micros, micros);
         let index = histogram::index(micros) & 0xff;
         if index < histogram::BUCKETS {
-            atomic::add((&raw mut (*slot.record).request_latency).cast::<u64>().add(index), 1);
+            atomic::add(
+                (&raw mut (*slot.record).request_latency)
+                    .cast::<u64>()
+                    .add(index),
+                1,
+            );
         }
     }
 }

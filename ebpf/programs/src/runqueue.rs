@@ -9,7 +9,8 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
+    bpf_ktime_get_ns,
 };
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -76,7 +77,9 @@ pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn wakeup(ctx: &BtfTracePointContext) {
-    let Some(number) = WOKEN.get_ptr_mut(0) else { return };
+    let Some(number) = WOKEN.get_ptr_mut(0) else {
+        return;
+    };
     // SAFETY: the trace point's argument, by its address only; run with interrupts off.
     unsafe {
         // Through memory: the verifier lets no arithmetic be done on a pointer.
@@ -88,7 +91,9 @@ fn wakeup(ctx: &BtfTracePointContext) {
 /// A CPU goes from one task to the next.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
+    let Some(cpu) = CPU.get_ptr_mut(0) else {
+        return 0;
+    };
     // SAFETY: the trace point's arguments, tasks by their addresses only; run with interrupts off.
     unsafe {
         let tasks = (&raw mut (*cpu).tasks).cast::<*const u8>();
@@ -110,7 +115,14 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
             }
         }
         set!(cpu.since, since);
-        set!(cpu.wait, end(core::ptr::read_volatile(tasks.add(1).cast::<u64>()), now, since));
+        set!(
+            cpu.wait,
+            end(
+                core::ptr::read_volatile(tasks.add(1).cast::<u64>()),
+                now,
+                since
+            )
+        );
     }
     0
 }
@@ -148,7 +160,9 @@ unsafe fn begin(task: u64, now: u64) {
 #[inline(always)]
 unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
     let (index, tag) = place(task);
-    let Some(place) = WAITING.get_ptr_mut(index) else { return 0 };
+    let Some(place) = WAITING.get_ptr_mut(index) else {
+        return 0;
+    };
     // SAFETY: the map's element.
     unsafe {
         let begun = core::ptr::read_volatile(place);
@@ -161,7 +175,11 @@ unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
         }
         core::ptr::write_volatile(place, 0);
         let wait = now.wrapping_sub(begun >> TAG_BITS) & TIME_MASK;
-        if wait > now.wrapping_sub(since) { 0 } else { wait + 1 }
+        if wait > now.wrapping_sub(since) {
+            0
+        } else {
+            wait + 1
+        }
     }
 }
 
@@ -170,12 +188,19 @@ unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
 unsafe fn credit(cpu: *mut Cpu, nanos: u64) {
     // SAFETY: the map's element.
     unsafe {
-        let Some(slot) = current_slot(cpu) else { return };
+        let Some(slot) = current_slot(cpu) else {
+            return;
+        };
         tally!(slot, runqueue_wait_nanos, nanos);
         tally!(slot, runqueue_waits, 1);
         let index = histogram::index(nanos / 1000) & 0xff;
         if index < histogram::BUCKETS {
-            atomic::add((&raw mut (*slot.record).runqueue_latency).cast::<u64>().add(index), 1);
+            atomic::add(
+                (&raw mut (*slot.record).runqueue_latency)
+                    .cast::<u64>()
+                    .add(index),
+                1,
+            );
         }
         slot.touch();
     }
@@ -189,7 +214,9 @@ unsafe fn current_slot(cpu: *mut Cpu) -> Option<Slot> {
         let control = control()?;
         let epoch = get!(control.epoch);
         let cgroup = bpf_get_current_cgroup_id();
-        let entry = (&raw mut (*cpu).cached).cast::<Cached>().add((cgroup & (CACHED as u64 - 1)) as usize);
+        let entry = (&raw mut (*cpu).cached)
+            .cast::<Cached>()
+            .add((cgroup & (CACHED as u64 - 1)) as usize);
         if get!(entry.cgroup) == cgroup && get!(entry.epoch) == epoch {
             let slot_ref = get!(entry.slot);
             if slot_ref == NONE {

@@ -79,7 +79,10 @@ impl Scan {
         // SAFETY: the caller's promise.
         unsafe {
             let at = get!(m.phase);
-            if at != phase::SEARCH && at != phase::OPAQUE && get!(w.base).wrapping_add(get!(w.pos)) < get!(w.end) {
+            if at != phase::SEARCH
+                && at != phase::OPAQUE
+                && get!(w.base).wrapping_add(get!(w.pos)) < get!(w.end)
+            {
                 set!(m.phase, phase::SEARCH);
             }
         }
@@ -88,7 +91,11 @@ impl Scan {
 
 /// Loads if need be, then steps until something is found: the event, or None when there is nothing more to do.
 #[inline(always)]
-unsafe fn turn<const RESPONSE: bool>(skb: *mut __sk_buff, m: *mut Machine, w: *mut Window) -> Option<u32> {
+unsafe fn turn<const RESPONSE: bool>(
+    skb: *mut __sk_buff,
+    m: *mut Machine,
+    w: *mut Window,
+) -> Option<u32> {
     // SAFETY: the caller's promise.
     unsafe {
         match prepare(m, w) {

@@ -16,7 +16,9 @@ use super::{Options, ProbeError};
 /// The object's bytes, aligned as its reader needs them.
 #[cfg(bpf_object)]
 fn object() -> Result<&'static [u8], ProbeError> {
-    Ok(aya::include_bytes_aligned!(env!("EBPF_SCALER_BPF_OBJECT_PATH")))
+    Ok(aya::include_bytes_aligned!(env!(
+        "EBPF_SCALER_BPF_OBJECT_PATH"
+    )))
 }
 
 #[cfg(not(bpf_object))]
@@ -68,7 +70,10 @@ pub fn failed(act: impl Into<String>, error: &dyn std::error::Error) -> ProbeErr
         reason = format!("{reason}: {error}");
         source = error.source();
     }
-    ProbeError::Kernel { act: act.into(), reason }
+    ProbeError::Kernel {
+        act: act.into(),
+        reason,
+    }
 }
 
 impl Kernel {
@@ -85,12 +90,21 @@ impl Kernel {
         };
         let maps = Maps::take(&mut ebpf, slots, options)?;
         let btf = Btf::from_sys_fs().map_err(|e| format!("the kernel's BTF can not be read: {e}"));
-        let mut kernel =
-            Kernel { ebpf, btf, run_queue_loaded: false, run_queue_links: Vec::new(), no_destroy: None, maps };
+        let mut kernel = Kernel {
+            ebpf,
+            btf,
+            run_queue_loaded: false,
+            run_queue_links: Vec::new(),
+            no_destroy: None,
+            maps,
+        };
         kernel.set_ancestor(&options.cgroup, &directory)?;
         // Before the others, so that no state is made whose end goes unnoticed.
         kernel.no_destroy = kernel.watch_sockets().err();
-        for (name, direction) in [("egress", CgroupSkbAttachType::Egress), ("ingress", CgroupSkbAttachType::Ingress)] {
+        for (name, direction) in [
+            ("egress", CgroupSkbAttachType::Egress),
+            ("ingress", CgroupSkbAttachType::Ingress),
+        ] {
             kernel.attach_packets(name, direction, directory.as_fd())?;
         }
         Ok(kernel)
@@ -98,15 +112,23 @@ impl Kernel {
 
     /// The programs tell our pods from the rest of the machine by their ancestor.
     fn set_ancestor(&self, path: &Path, directory: &File) -> Result<(), ProbeError> {
-        let metadata = directory.metadata().map_err(|e| failed(format!("stat {}", path.display()), &e))?;
-        self.maps.control.store(0, std::mem::offset_of!(Control, ancestor_id), metadata.ino());
+        let metadata = directory
+            .metadata()
+            .map_err(|e| failed(format!("stat {}", path.display()), &e))?;
+        self.maps.control.store(
+            0,
+            std::mem::offset_of!(Control, ancestor_id),
+            metadata.ino(),
+        );
         Ok(())
     }
 
     fn watch_sockets(&mut self) -> Result<(), String> {
         self.load_trace_point("tcp_destroy_sock")?;
         let program = self.trace_point("tcp_destroy_sock")?;
-        program.attach().map_err(|e| failed("attach tcp_destroy_sock", &e).to_string())?;
+        program
+            .attach()
+            .map_err(|e| failed("attach tcp_destroy_sock", &e).to_string())?;
         Ok(())
     }
 
@@ -116,10 +138,19 @@ impl Kernel {
         direction: CgroupSkbAttachType,
         cgroup: BorrowedFd<'_>,
     ) -> Result<(), ProbeError> {
-        let missing = || ProbeError::Kernel { act: format!("find the program {name}"), reason: "not in the object".into() };
-        let program: &mut CgroupSkb =
-            self.ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
-        program.load().map_err(|e| failed(format!("load the program {name}"), &e))?;
+        let missing = || ProbeError::Kernel {
+            act: format!("find the program {name}"),
+            reason: "not in the object".into(),
+        };
+        let program: &mut CgroupSkb = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(missing)?
+            .try_into()
+            .map_err(|_| missing())?;
+        program
+            .load()
+            .map_err(|e| failed(format!("load the program {name}"), &e))?;
         // Other modes are flags that links do not take; links allow several programs anyway.
         program
             .attach(cgroup, direction, CgroupAttachMode::Single)
@@ -128,16 +159,27 @@ impl Kernel {
     }
 
     fn trace_point(&mut self, name: &str) -> Result<&mut BtfTracePoint, String> {
-        let program = self.ebpf.program_mut(name).ok_or_else(|| format!("no program {name} in the object"))?;
-        program.try_into().map_err(|_| format!("{name} is not a trace point's program"))
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| format!("no program {name} in the object"))?;
+        program
+            .try_into()
+            .map_err(|_| format!("{name} is not a trace point's program"))
     }
 
     fn load_trace_point(&mut self, name: &str) -> Result<(), String> {
         let btf = self.btf.as_ref().map_err(Clone::clone)?;
-        let program = self.ebpf.program_mut(name).ok_or_else(|| format!("no program {name} in the object"))?;
-        let program: &mut BtfTracePoint =
-            program.try_into().map_err(|_| format!("{name} is not a trace point's program"))?;
-        program.load(name, btf).map_err(|e| failed(format!("load the program {name}"), &e).to_string())
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| format!("no program {name} in the object"))?;
+        let program: &mut BtfTracePoint = program
+            .try_into()
+            .map_err(|_| format!("{name} is not a trace point's program"))?;
+        program
+            .load(name, btf)
+            .map_err(|e| failed(format!("load the program {name}"), &e).to_string())
     }
 
     /// Loads the run queue's programs without attaching them, to know early whether they can be had.
@@ -158,7 +200,11 @@ impl Kernel {
             return Ok(());
         }
         // Waits that began when nobody looked are not to be believed.
-        self.maps.control.store(0, std::mem::offset_of!(Control, runqueue_since), monotonic_nanos());
+        self.maps.control.store(
+            0,
+            std::mem::offset_of!(Control, runqueue_since),
+            monotonic_nanos(),
+        );
         for name in RUN_QUEUE {
             match self.trace_point(name)?.attach() {
                 Ok(link) => self.run_queue_links.push((name, link)),
@@ -188,7 +234,10 @@ impl Kernel {
 
 /// Nanoseconds as the programs' clock counts them.
 fn monotonic_nanos() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the structure is ours.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
@@ -207,7 +256,9 @@ fn load_object(log: VerifierLogLevel, slots: u32) -> Result<Ebpf, ProbeError> {
 
 impl std::fmt::Debug for Maps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Maps").field("slots", &self.slots.elements()).finish_non_exhaustive()
+        f.debug_struct("Maps")
+            .field("slots", &self.slots.elements())
+            .finish_non_exhaustive()
     }
 }
 
@@ -235,15 +286,21 @@ where
     T: TryFrom<Map>,
     T::Error: std::error::Error,
 {
-    let map = ebpf
-        .take_map(name)
-        .ok_or_else(|| ProbeError::Kernel { act: format!("find the map {name}"), reason: "not in the object".into() })?;
-    map.try_into().map_err(|e| failed(format!("use the map {name}"), &e))
+    let map = ebpf.take_map(name).ok_or_else(|| ProbeError::Kernel {
+        act: format!("find the map {name}"),
+        reason: "not in the object".into(),
+    })?;
+    map.try_into()
+        .map_err(|e| failed(format!("use the map {name}"), &e))
 }
 
 fn share<T>(ebpf: &Ebpf, name: &str, elements: u32) -> Result<Shared<T>, ProbeError> {
     let Some(Map::Array(map)) = ebpf.map(name) else {
-        return Err(ProbeError::Kernel { act: format!("find the map {name}"), reason: "not in the object".into() });
+        return Err(ProbeError::Kernel {
+            act: format!("find the map {name}"),
+            reason: "not in the object".into(),
+        });
     };
-    Shared::new(map.fd().as_fd(), elements).map_err(|e| failed(format!("share the memory of the map {name}"), &e))
+    Shared::new(map.fd().as_fd(), elements)
+        .map_err(|e| failed(format!("share the memory of the map {name}"), &e))
 }

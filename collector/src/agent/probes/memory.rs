@@ -22,17 +22,30 @@ unsafe impl<T> Send for Shared<T> {}
 impl<T> Shared<T> {
     /// Maps an array made with BPF_F_MMAPABLE, whose elements are `T`s.
     pub fn new(fd: BorrowedFd<'_>, elements: u32) -> io::Result<Shared<T>> {
-        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>().is_multiple_of(8)) };
         let bytes = size_of::<T>() * elements as usize;
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         // SAFETY: a new mapping; the kernel checks descriptor and length.
-        let memory =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, fd.as_raw_fd(), 0) };
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                flags,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let memory = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
-        Ok(Shared { memory, elements, bytes, element: PhantomData })
+        Ok(Shared {
+            memory,
+            elements,
+            bytes,
+            element: PhantomData,
+        })
     }
 
     /// How many elements there are.
@@ -54,7 +67,9 @@ impl<T> Shared<T> {
 
     /// A word of an element, by its byte offset.
     pub fn word(&self, index: u32, offset: usize) -> u64 {
-        self.words(index).get(offset / 8).map_or(0, |word| word.load(Ordering::Relaxed))
+        self.words(index)
+            .get(offset / 8)
+            .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Replaces a word of an element.

@@ -12,13 +12,13 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use ebpf_scaler_common::record::{
-    Control, QUARANTINE, SlotRecord, Stat, Tally, generation_of, slot_of, slot_ref,
+    Control, QUARANTINE, SlotRecord, Stat, generation_of, slot_of, slot_ref,
 };
 pub use ebpf_scaler_common::{Counters, Family, histogram};
 
 use kernel::Kernel;
 use pool::Pool;
-pub use reading::{Buckets, Reading};
+pub use reading::{Buckets, Reading, Statistics};
 
 /// No more TCP sockets than these have state: half a KiB each.
 const MAX_FLOWS: u64 = 65_536;
@@ -61,13 +61,6 @@ pub struct Slot {
     pub index: u32,
     /// Tells this tenant from former ones.
     pub generation: u32,
-}
-
-/// What the programs could not do, and what they hold; each is cumulative unless its name begins with `live_`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Name and value, in a stable order. Names are metric suffixes: lower case, underscores.
-    pub values: Vec<(&'static str, u64)>,
 }
 
 /// The loaded programs. Dropping it detaches them; so does the end of the process, however it ends.
@@ -119,7 +112,10 @@ impl Probes {
 
     /// Lets no more TCP sockets than this have state; those that have it keep it. Others are counted by bytes only.
     pub fn limit_sockets(&self, limit: u64) {
-        self.kernel.maps.control.store(0, offset_of!(Control, max_flows), limit);
+        self.kernel
+            .maps
+            .control
+            .store(0, offset_of!(Control, max_flows), limit);
     }
 
     /// Families that can not be measured on this node, or not wholly, with a reason that a person can read.
@@ -173,7 +169,11 @@ impl Probes {
     pub fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError> {
         let value = slot_ref(slot.index, slot.generation);
         let act = "assign a cgroup to a slot";
-        self.kernel.maps.cgroups.insert(cgroup_id, value, 0).map_err(|e| kernel::failed(act, &e))?;
+        self.kernel
+            .maps
+            .cgroups
+            .insert(cgroup_id, value, 0)
+            .map_err(|e| kernel::failed(act, &e))?;
         if let Ok(value) = self.kernel.maps.quarantine.get(&cgroup_id, 0) {
             let _ = self.kernel.maps.quarantine.remove(&cgroup_id);
             self.take_over(cgroup_id, slot, Slot::from_ref(value));
@@ -213,7 +213,8 @@ impl Probes {
             .filter(|(_, slot)| self.pool.is_lent(*slot))
             .collect();
         if !found.is_empty() {
-            self.waiting.retain(|waiting| !found.iter().any(|(_, slot)| slot == waiting));
+            self.waiting
+                .retain(|waiting| !found.iter().any(|(_, slot)| slot == waiting));
             self.reported.extend(found.iter().copied());
             self.refill();
         }
@@ -222,7 +223,9 @@ impl Probes {
 
     /// Drops a quarantined cgroup that nobody claimed; what it counted goes to the statistics.
     pub fn forget_quarantined(&mut self, cgroup_id: u64) {
-        let Ok(value) = self.kernel.maps.quarantine.get(&cgroup_id, 0) else { return };
+        let Ok(value) = self.kernel.maps.quarantine.get(&cgroup_id, 0) else {
+            return;
+        };
         let _ = self.kernel.maps.quarantine.remove(&cgroup_id);
         self.reported.remove(&cgroup_id);
         let slot = Slot::from_ref(value);
@@ -239,7 +242,9 @@ impl Probes {
         let dirty = &self.kernel.maps.dirty;
         let mut changed = Vec::new();
         for word in 0..dirty.elements() {
-            let Some(bits) = dirty.words(word).first() else { continue };
+            let Some(bits) = dirty.words(word).first() else {
+                continue;
+            };
             // Most words of a large node are clean; a plain load leaves their cache line alone.
             if bits.load(Ordering::Relaxed) == 0 {
                 continue;
@@ -248,7 +253,10 @@ impl Probes {
             while bits != 0 {
                 let index = word * 64 + bits.trailing_zeros();
                 bits &= bits - 1;
-                let slot = Slot { index, generation: self.pool.generation(index) };
+                let slot = Slot {
+                    index,
+                    generation: self.pool.generation(index),
+                };
                 if self.pool.is_current(slot) {
                     changed.push(slot);
                 }
@@ -270,31 +278,28 @@ impl Probes {
     }
 
     fn read_record(&self, index: u32) -> Reading {
-        let words = self.kernel.maps.slots.words(index);
-        let word = |offset: usize| words.get(offset / 8).map_or(0, |word| word.load(Ordering::Relaxed));
-        let mut reading = Reading { counters: counters(word), ..Reading::default() };
-        let fill = |into: &mut Buckets, offset: usize| {
-            for (into, from) in into.iter_mut().zip(words.iter().skip(offset / 8)) {
-                *into = from.load(Ordering::Relaxed);
-            }
-        };
-        fill(&mut reading.request_latency, offset_of!(SlotRecord, request_latency));
-        fill(&mut reading.runqueue_latency, offset_of!(SlotRecord, runqueue_latency));
-        reading
+        Reading::of(self.kernel.maps.slots.words(index))
     }
 
     /// Drops, desyncs, lost races, full maps, unknown cgroups, live socket storages.
     pub fn statistics(&self) -> Statistics {
         let maps = &self.kernel.maps;
-        let of_kernel = Stat::ALL.iter().map(|(stat, name)| (*name, maps.statistics.word(*stat as u32, 0)));
+        let of_kernel = Stat::ALL
+            .iter()
+            .map(|(stat, name)| (*name, maps.statistics.word(*stat as u32, 0)));
         let ours = [
-            ("live_socket_storages", maps.control.word(0, offset_of!(Control, live_flows))),
+            (
+                "live_socket_storages",
+                maps.control.word(0, offset_of!(Control, live_flows)),
+            ),
             ("live_slots", u64::from(self.pool.held())),
             ("slots_full", self.slots_full),
             ("quarantine_forgotten_cgroups", self.forgotten_cgroups),
             ("quarantine_forgotten_requests", self.forgotten_requests),
         ];
-        Statistics { values: of_kernel.chain(ours).collect() }
+        Statistics {
+            values: of_kernel.chain(ours).collect(),
+        }
     }
 
     /// Zeroes a slot, then lets the programs have it.
@@ -314,13 +319,19 @@ impl Probes {
 
     fn show_generation(&self, index: u32) {
         let offset = offset_of!(SlotRecord, generation);
-        self.kernel.maps.slots.store(index, offset, u64::from(self.pool.generation(index)));
+        self.kernel
+            .maps
+            .slots
+            .store(index, offset, u64::from(self.pool.generation(index)));
     }
 
     /// Misses that the programs remember are asked again.
     fn next_epoch(&mut self) {
         self.epoch += 1;
-        self.kernel.maps.control.store(0, offset_of!(Control, epoch), self.epoch);
+        self.kernel
+            .maps
+            .control
+            .store(0, offset_of!(Control, epoch), self.epoch);
     }
 
     /// Gives the kernel slots for cgroups that it will see before we do.
@@ -328,7 +339,13 @@ impl Probes {
         while self.waiting.len() < QUARANTINE_AHEAD {
             let Some(slot) = self.pool.lend() else { return };
             self.open(slot);
-            if self.kernel.maps.free_slots.push(slot_ref(slot.index, slot.generation), 0).is_err() {
+            if self
+                .kernel
+                .maps
+                .free_slots
+                .push(slot_ref(slot.index, slot.generation), 0)
+                .is_err()
+            {
                 self.pool.put_back(slot);
                 self.close(slot);
                 return;
@@ -340,42 +357,9 @@ impl Probes {
 
 impl Slot {
     fn from_ref(value: u64) -> Slot {
-        Slot { index: slot_of(value), generation: generation_of(value) }
-    }
-}
-
-fn counters(word: impl Fn(usize) -> u64) -> Counters {
-    let base = offset_of!(SlotRecord, tally);
-    macro_rules! tally {
-        ($field:ident) => {
-            word(base + offset_of!(Tally, $field))
-        };
-    }
-    let response = |class: usize| word(base + offset_of!(Tally, responses) + class * 8);
-    // Ended first: a request that ends in between then shows as in flight, not as less than none.
-    let ended = tally!(ended);
-    Counters {
-        requests: tally!(requests),
-        responses_1xx: response(0),
-        responses_2xx: response(1),
-        responses_3xx: response(2),
-        responses_4xx: response(3),
-        responses_5xx: response(4),
-        requests_aborted: tally!(requests_aborted),
-        request_latency_sum_micros: tally!(request_latency_sum_micros),
-        requests_in_flight: tally!(begun).saturating_sub(ended),
-        requests_probe: tally!(requests_probe),
-        requests_excluded_port: tally!(requests_excluded_port),
-        requests_loopback: tally!(requests_loopback),
-        receive_bytes: tally!(receive_bytes),
-        transmit_bytes: tally!(transmit_bytes),
-        receive_packets: tally!(receive_packets),
-        transmit_packets: tally!(transmit_packets),
-        connections_opened: tally!(connections_opened),
-        connections_closed: tally!(connections_closed),
-        tcp_retransmits: tally!(tcp_retransmits),
-        runqueue_wait_nanos: tally!(runqueue_wait_nanos),
-        runqueue_waits: tally!(runqueue_waits),
-        cpu_throttled_micros: 0,
+        Slot {
+            index: slot_of(value),
+            generation: generation_of(value),
+        }
     }
 }

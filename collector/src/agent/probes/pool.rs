@@ -63,7 +63,10 @@ impl Pool {
         // Odd while somebody holds it.
         let generation = self.generations.get_mut(index as usize)?;
         *generation = generation.wrapping_add(1);
-        Some(Slot { index, generation: *generation })
+        Some(Slot {
+            index,
+            generation: *generation,
+        })
     }
 
     /// A provisional slot becomes a caller's.
@@ -82,7 +85,9 @@ impl Pool {
         if !self.is_current(slot) {
             return false;
         }
-        let Some(holder) = self.holders.get_mut(slot.index as usize) else { return false };
+        let Some(holder) = self.holders.get_mut(slot.index as usize) else {
+            return false;
+        };
         if *holder == Holder::Caller {
             self.callers -= 1;
         }
@@ -96,12 +101,16 @@ impl Pool {
 
     /// The generation that a slot has now.
     pub fn generation(&self, index: u32) -> u32 {
-        self.generations.get(index as usize).copied().unwrap_or_default()
+        self.generations
+            .get(index as usize)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Whether somebody holds the slot in this generation.
     pub fn is_current(&self, slot: Slot) -> bool {
-        slot.generation % 2 == 1 && self.generations.get(slot.index as usize) == Some(&slot.generation)
+        slot.generation % 2 == 1
+            && self.generations.get(slot.index as usize) == Some(&slot.generation)
     }
 
     /// Whether the quarantine holds the slot.

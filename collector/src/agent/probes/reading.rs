@@ -1,5 +1,9 @@
-//! What a slot has counted, as a value. Adds up; never reads a map.
+//! What a slot has counted, as a value. Adds up; knows the records' layout but not where they lie.
 
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ebpf_scaler_common::record::{SlotRecord, Tally};
 use ebpf_scaler_common::{Counters, histogram};
 
 /// Counts per bucket of [`histogram`].
@@ -27,6 +31,33 @@ impl Default for Reading {
 }
 
 impl Reading {
+    /// Reads a slot's record, given as its words.
+    pub(super) fn of(record: &[AtomicU64]) -> Reading {
+        let word = |offset: usize| {
+            record
+                .get(offset / 8)
+                .map_or(0, |word| word.load(Ordering::Relaxed))
+        };
+        let mut reading = Reading {
+            counters: counters(word),
+            ..Reading::default()
+        };
+        let fill = |into: &mut Buckets, offset: usize| {
+            for (into, from) in into.iter_mut().zip(record.iter().skip(offset / 8)) {
+                *into = from.load(Ordering::Relaxed);
+            }
+        };
+        fill(
+            &mut reading.request_latency,
+            offset_of!(SlotRecord, request_latency),
+        );
+        fill(
+            &mut reading.runqueue_latency,
+            offset_of!(SlotRecord, runqueue_latency),
+        );
+        reading
+    }
+
     /// Adds what a former slot of the same pod had counted; its gauge is not carried over, because what was
     /// in flight there has gone with it.
     pub fn absorb(&mut self, past: &Reading) {
@@ -58,5 +89,48 @@ impl Reading {
         for (into, from) in self.runqueue_latency.iter_mut().zip(past.runqueue_latency) {
             *into += from;
         }
+    }
+}
+
+/// What the programs could not do, and what they hold; each is cumulative unless its name begins with `live_`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Name and value, in a stable order. Names are metric suffixes: lower case, underscores.
+    pub values: Vec<(&'static str, u64)>,
+}
+
+fn counters(word: impl Fn(usize) -> u64) -> Counters {
+    let base = offset_of!(SlotRecord, tally);
+    macro_rules! tally {
+        ($field:ident) => {
+            word(base + offset_of!(Tally, $field))
+        };
+    }
+    let response = |class: usize| word(base + offset_of!(Tally, responses) + class * 8);
+    // Ended first: a request that ends in between then shows as in flight, not as less than none.
+    let ended = tally!(ended);
+    Counters {
+        requests: tally!(requests),
+        responses_1xx: response(0),
+        responses_2xx: response(1),
+        responses_3xx: response(2),
+        responses_4xx: response(3),
+        responses_5xx: response(4),
+        requests_aborted: tally!(requests_aborted),
+        request_latency_sum_micros: tally!(request_latency_sum_micros),
+        requests_in_flight: tally!(begun).saturating_sub(ended),
+        requests_probe: tally!(requests_probe),
+        requests_excluded_port: tally!(requests_excluded_port),
+        requests_loopback: tally!(requests_loopback),
+        receive_bytes: tally!(receive_bytes),
+        transmit_bytes: tally!(transmit_bytes),
+        receive_packets: tally!(receive_packets),
+        transmit_packets: tally!(transmit_packets),
+        connections_opened: tally!(connections_opened),
+        connections_closed: tally!(connections_closed),
+        tcp_retransmits: tally!(tcp_retransmits),
+        runqueue_wait_nanos: tally!(runqueue_wait_nanos),
+        runqueue_waits: tally!(runqueue_waits),
+        cpu_throttled_micros: 0,
     }
 }
