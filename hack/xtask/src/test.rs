@@ -1,6 +1,6 @@
 //! Runs the test tiers: unit, kernel, end to end. A tier that cannot run here is an error, never a skip.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
@@ -8,6 +8,12 @@ use crate::steps::{Steps, cargo, is_root, xtask};
 
 /// The cluster that the end-to-end tests make and remove.
 const CLUSTER: &str = "test";
+/// Tests whose names begin so need root and a kernel with BTF.
+const KERNEL: &str = "kernel_";
+/// The tests that need a cluster with everything in it.
+const E2E: &str = "e2e";
+/// The test that makes and removes clusters of its own.
+const CLEANUP: &str = "cluster_cleanup";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -48,27 +54,42 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Every tier selects the whole workspace and then picks test targets, so that dependencies are built with
+/// the same features, once.
+fn cargo_test(targets: &[String]) -> Command {
+    let mut command = cargo(&["test", "--workspace"]);
+    command.args(targets.iter().map(|target| format!("--test={target}")));
+    command
+}
+
 fn unit(steps: &mut Steps) -> anyhow::Result<()> {
-    let no_root = ["--workspace", "--exclude", "ebpf-scaler-e2e"];
+    let targets: Vec<String> = test_targets()?
+        .into_iter()
+        .filter(|name| !name.starts_with(KERNEL) && name != E2E && name != CLEANUP)
+        .collect();
     steps.run(
-        "unit, property and golden tests",
-        cargo(&["test", "--exclude", "ebpf-scaler-collector"]).args(no_root),
-    )?;
-    steps.run(
-        "collector: unit and API contract tests",
-        &mut cargo(&[
-            "test",
-            "--package=ebpf-scaler-collector",
-            "--lib",
-            "--bins",
-            "--test=agent_*",
-            "--test=api_*",
-        ]),
+        "unit, property, golden and API contract tests",
+        cargo_test(&targets).args(["--lib", "--bins"]),
     )
 }
 
+/// The names of the workspace's integration tests.
+fn test_targets() -> anyhow::Result<Vec<String>> {
+    let output = cargo(&["metadata", "--no-deps", "--format-version=1"])
+        .output()
+        .context("cannot ask cargo for the workspace's tests")?;
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let targets = packages.flat_map(|package| package["targets"].as_array().into_iter().flatten());
+    Ok(targets
+        .filter(|target| target["kind"][0] == "test")
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
 fn kernel(steps: &mut Steps) -> anyhow::Result<()> {
-    let mut command = cargo(&["test", "--package=ebpf-scaler-collector", "--test=kernel_*"]);
+    let mut command = cargo_test(&[format!("{KERNEL}*")]);
     if !is_root() {
         let target = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
         command.env(target, "sudo --preserve-env");
@@ -80,13 +101,7 @@ fn e2e(steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
     if is_root() {
         steps.run(
             "the cluster leaves nothing behind",
-            &mut cargo(&[
-                "test",
-                "--package=ebpf-scaler-e2e",
-                "--test=cluster_cleanup",
-                "--",
-                "--nocapture",
-            ]),
+            cargo_test(&[CLEANUP.to_owned()]).args(["--", "--nocapture"]),
         )?;
     }
     let result = on_cluster(steps, args);
@@ -113,14 +128,8 @@ fn on_cluster(steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
         &mut xtask(&["image", "--cluster", CLUSTER])?,
     )?;
     let kubeconfig = kubeconfig()?;
-    let mut command = cargo(&[
-        "test",
-        "--package=ebpf-scaler-e2e",
-        "--test=e2e",
-        "--",
-        "--test-threads=1",
-        "--nocapture",
-    ]);
+    let mut command = cargo_test(&[E2E.to_owned()]);
+    command.args(["--", "--test-threads=1", "--nocapture"]);
     command
         .args(&args.filter)
         .env("EBPF_SCALER_E2E_KUBECONFIG", kubeconfig);
