@@ -428,7 +428,6 @@ async fn the_loop_follows_directories_demand_and_its_end() {
     let uid = "7a0bd1f5-3c65-4a25-9d1c-0a1b2c3d4e5f";
     let kubepods = tempfile::tempdir().unwrap();
     let kernel = FakeKernel::new(8);
-    kernel.break_family(Family::RunQueue);
     let store = store::Store::default();
     let mut registry = Registry::default();
     let (metrics, _) = metrics::register(&mut registry);
@@ -476,6 +475,7 @@ async fn the_loop_follows_directories_demand_and_its_end() {
     assert_eq!(counted.samples[0].counters.unwrap().requests, 4);
 
     assert_eq!(kernel.wanted(), BTreeSet::from([Family::Requests]));
+    kernel.break_family(Family::RunQueue);
     let families = vec![Family::Network, Family::RunQueue];
     let replica = any_port();
     wants
@@ -490,9 +490,10 @@ async fn the_loop_follows_directories_demand_and_its_end() {
         proto::Family::Requests as i32,
         proto::Family::Network as i32,
     ];
-    next(&|b| b.families == active).await;
-    let (snapshot, _) = store.subscribe();
-    assert_eq!(snapshot.degraded[0].family, proto::Family::Runqueue as i32);
+    let told = next(&|b| b.families == active).await;
+    let degraded = told.hello.clone().unwrap().degraded;
+    assert_eq!(degraded[0].family, proto::Family::Runqueue as i32);
+    assert_eq!(store.subscribe().0.degraded, degraded);
 
     std::fs::remove_dir(&container).unwrap();
     std::fs::remove_dir(container.parent().unwrap()).unwrap();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ebpf_scaler_proto::{Degraded, PodSample, ReportRequest};
+use ebpf_scaler_proto::{Degraded, Hello, PodSample, ReportRequest};
 use prost::Message;
 use tokio::sync::broadcast;
 
@@ -37,6 +37,7 @@ struct Inner {
     /// The newest sample of each pod that is older than every checkpoint.
     base: BTreeMap<String, Vec<u8>>,
     base_time: Time,
+    base_families: Vec<i32>,
     checkpoints: VecDeque<Arc<Checkpoint>>,
     /// Of checkpoints and base.
     bytes: usize,
@@ -45,6 +46,8 @@ struct Inner {
     now: Time,
     families: Vec<i32>,
     degraded: Vec<Degraded>,
+    /// Since the last batch.
+    degraded_changed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +60,7 @@ struct Time {
 #[derive(Debug)]
 struct Checkpoint {
     time: Time,
+    families: Vec<i32>,
     samples: Vec<(String, Vec<u8>)>,
 }
 
@@ -64,6 +68,7 @@ struct Checkpoint {
 #[derive(Debug)]
 pub struct Snapshot {
     base_time: Time,
+    base_families: Vec<i32>,
     base: Vec<Vec<u8>>,
     checkpoints: VecDeque<Arc<Checkpoint>>,
     current: VecDeque<ReportRequest>,
@@ -81,15 +86,23 @@ impl Default for Store {
 }
 
 impl Store {
-    /// Families that cannot be measured, for the next `Hello`.
+    /// Families that cannot be measured. The next batch then has a `Hello` of which only this is filled in.
     pub fn set_degraded(&self, degraded: Vec<Degraded>) {
-        self.lock().degraded = degraded;
+        let mut inner = self.lock();
+        inner.degraded_changed |= inner.degraded != degraded;
+        inner.degraded = degraded;
     }
 
     /// Takes the newest batch and passes it on to whoever listens.
-    pub fn publish(&self, batch: ReportRequest) {
+    pub fn publish(&self, mut batch: ReportRequest) {
         let mut inner = self.lock();
         inner.apply(&batch);
+        if std::mem::take(&mut inner.degraded_changed) {
+            batch.hello = Some(Hello {
+                degraded: inner.degraded.clone(),
+                ..Hello::default()
+            });
+        }
         // Under the lock, so that a snapshot and the batches after it neither overlap nor leave a gap.
         // Without a listener there is nobody to tell: not an error.
         let _ = self.0.batches.send(Arc::new(batch));
@@ -157,7 +170,7 @@ impl Inner {
             && let Some(sample) = self.pods.get(uid)
         {
             let samples = vec![(uid.to_owned(), sample.encode_to_vec())];
-            self.push(Checkpoint { time, samples });
+            self.push(time, samples);
         }
     }
 
@@ -171,7 +184,7 @@ impl Inner {
             })
             .collect();
         if !samples.is_empty() {
-            self.push(Checkpoint { time, samples });
+            self.push(time, samples);
         }
         let oldest = self.now.monotonic_micros.saturating_sub(HISTORY_MICROS);
         while self
@@ -183,7 +196,12 @@ impl Inner {
         }
     }
 
-    fn push(&mut self, checkpoint: Checkpoint) {
+    fn push(&mut self, time: Time, samples: Vec<(String, Vec<u8>)>) {
+        let checkpoint = Checkpoint {
+            time,
+            families: self.families.clone(),
+            samples,
+        };
         self.bytes += checkpoint.bytes();
         self.checkpoints.push_back(Arc::new(checkpoint));
     }
@@ -195,6 +213,7 @@ impl Inner {
         };
         self.bytes -= checkpoint.bytes();
         self.base_time = checkpoint.time;
+        self.base_families.clone_from(&checkpoint.families);
         for (uid, sample) in &checkpoint.samples {
             if self.pods.contains_key(uid) {
                 self.bytes += sample.len();
@@ -220,6 +239,7 @@ impl Inner {
         }
         Snapshot {
             base_time: self.base_time,
+            base_families: self.base_families.clone(),
             base: if history {
                 self.base.values().cloned().collect()
             } else {
@@ -263,21 +283,26 @@ impl Iterator for Snapshot {
         if !self.base.is_empty() {
             let rest = self.base.len().saturating_sub(PODS_PER_MESSAGE);
             let chunk = self.base.split_off(rest);
-            return Some(replay(self.base_time, chunk.iter()));
+            return Some(replay(self.base_time, &self.base_families, chunk.iter()));
         }
         if let Some(checkpoint) = self.checkpoints.pop_front() {
             let samples = checkpoint.samples.iter().map(|(_, sample)| sample);
-            return Some(replay(checkpoint.time, samples));
+            return Some(replay(checkpoint.time, &checkpoint.families, samples));
         }
         self.current.pop_front()
     }
 }
 
-fn replay<'a>(time: Time, samples: impl Iterator<Item = &'a Vec<u8>>) -> ReportRequest {
+fn replay<'a>(
+    time: Time,
+    families: &[i32],
+    samples: impl Iterator<Item = &'a Vec<u8>>,
+) -> ReportRequest {
     ReportRequest {
         replay: true,
         monotonic_micros: time.monotonic_micros,
         wall_unix_micros: time.wall_unix_micros,
+        families: families.to_vec(),
         // Encoded by ourselves a minute ago at most: what does not decode does not exist.
         samples: samples
             .filter_map(|sample| PodSample::decode(sample.as_slice()).ok())

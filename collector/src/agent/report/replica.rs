@@ -222,12 +222,8 @@ async fn feed(
     metrics: ReportMetrics,
     shutdown: CancellationToken,
 ) {
-    let (mut snapshot, mut batches) = store.subscribe();
-    let mut hello = Some(Hello {
-        degraded: std::mem::take(&mut snapshot.degraded),
-        ..hello
-    });
-    if !send_all(snapshot, &mut hello, &messages, &metrics).await {
+    let (snapshot, mut batches) = store.subscribe();
+    if !send_all(snapshot, &hello, &messages, &metrics).await {
         return;
     }
     loop {
@@ -237,12 +233,20 @@ async fn feed(
             () = shutdown.cancelled() => last(&mut batches).await,
         };
         let sent = match batch {
-            Ok(batch) => send((*batch).clone(), &messages, &metrics).await,
+            Ok(batch) => {
+                let mut message = (*batch).clone();
+                // What is degraded has changed: the batch says what, and this says who.
+                message.hello = message.hello.map(|news| Hello {
+                    degraded: news.degraded,
+                    ..hello.clone()
+                });
+                send(message, &messages, &metrics).await
+            }
             Err(RecvError::Lagged(skipped)) => {
                 // Totals are cumulative, so what was skipped is in the current ones.
                 metrics.batches_dropped.inc_by(skipped);
                 let current = store.current(&mut batches);
-                send_all(current, &mut None, &messages, &metrics).await
+                send_all(current, &hello, &messages, &metrics).await
             }
             Err(RecvError::Closed) => false,
         };
@@ -262,11 +266,15 @@ async fn last(
 }
 
 async fn send_all(
-    snapshot: Snapshot,
-    hello: &mut Option<Hello>,
+    mut snapshot: Snapshot,
+    hello: &Hello,
     messages: &mpsc::Sender<ReportRequest>,
     metrics: &ReportMetrics,
 ) -> bool {
+    let mut hello = Some(Hello {
+        degraded: std::mem::take(&mut snapshot.degraded),
+        ..hello.clone()
+    });
     for mut message in snapshot {
         message.hello = hello.take();
         if !send(message, messages, metrics).await {
