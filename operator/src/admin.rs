@@ -1,8 +1,9 @@
 //! /metrics, /healthz and /readyz over plain HTTP; never serves anything that writes.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Router, http::StatusCode, http::header, response::IntoResponse, routing::get};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -10,13 +11,12 @@ use crate::metrics::Metrics;
 /// Serves until cancelled. A standby is as healthy and ready as the leader.
 ///
 /// # Errors
-/// When the address cannot be bound.
+/// When the listener fails for good.
 pub async fn serve(
-    address: SocketAddr,
+    listener: TcpListener,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ok\n" }))

@@ -61,15 +61,22 @@ impl Leadership {
         }
     }
 
-    /// Leads for as long as the process lives: for tests.
+    /// Leads for a day: for tests.
     #[cfg(test)]
     pub(crate) fn always() -> Self {
         let until = Instant::now() + Duration::from_secs(86_400);
-        let (tx, changes) = watch::channel(true);
-        std::mem::forget(tx);
         Self {
             until: Arc::new(ArcSwapOption::from_pointee(until)),
-            changes,
+            changes: watch::channel(true).1,
+        }
+    }
+
+    /// Never leads: for tests.
+    #[cfg(test)]
+    pub(crate) fn never() -> Self {
+        Self {
+            until: Arc::new(ArcSwapOption::empty()),
+            changes: watch::channel(false).1,
         }
     }
 }

@@ -7,6 +7,8 @@ pub mod apply;
 pub mod args;
 pub mod certs;
 pub mod engine;
+#[cfg(test)]
+mod fixtures;
 pub mod leader;
 pub mod metrics;
 pub mod poll;
@@ -41,17 +43,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     args.check()?;
     // Fails only if it was installed before, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let listener = tokio::net::TcpListener::bind(args.admin_address)
+        .await
+        .with_context(|| format!("cannot bind --admin-address {}", args.admin_address))?;
     let client = Client::try_default()
         .await
         .context("cannot make a Kubernetes client from the pod's service account or KUBECONFIG")?;
     let metrics = Arc::new(Metrics::new());
     let stop = CancellationToken::new();
     tokio::spawn(on_signal(stop.clone()));
-    let admin = tokio::spawn(admin::serve(
-        args.admin_address,
-        metrics.clone(),
-        stop.clone(),
-    ));
+    let admin = tokio::spawn(admin::serve(listener, metrics.clone(), stop.clone()));
 
     // The lease is given up only after the leader's tasks have ended.
     let release = CancellationToken::new();
@@ -87,7 +88,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     admin
         .await
         .context("the admin task panicked")?
-        .with_context(|| format!("cannot serve on --admin-address {}", args.admin_address))
+        .context("cannot serve /metrics")
 }
 
 /// Everything a leader does, until it no longer leads or is told to stop.

@@ -23,6 +23,11 @@ use crate::{
 const HPA_PERIOD: Duration = Duration::from_secs(15);
 /// A failed write is tried again after this, and then after twice as long each time, up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Without answers to all of its queries, a new scaler is not decided before this: they are on their
+/// way, and "no metrics" would be news for nothing.
+const GRACE: Duration = Duration::from_secs(3);
+/// Metrics that are missing for less are no event.
+const BLINK: Duration = Duration::from_secs(10);
 /// The same event is not repeated within this.
 const QUIET: Duration = Duration::from_secs(300);
 
@@ -131,7 +136,11 @@ pub struct Scaler {
     status_writing: bool,
     retry: Option<(Instant, Duration)>,
     status_retry: Option<Instant>,
-    said: Vec<(&'static str, String, Instant)>,
+    said: Vec<(&'static str, Instant)>,
+    /// When it was first to be decided.
+    since: Option<Instant>,
+    /// Since when metrics are missing.
+    missing: Option<Instant>,
 }
 
 impl Scaler {
@@ -153,6 +162,8 @@ impl Scaler {
             retry: None,
             status_retry: None,
             said: Vec::new(),
+            since: None,
+            missing: None,
             object,
         }
     }
@@ -264,6 +275,14 @@ impl Scaler {
             ready_replicas: target.ready.unwrap_or(target.status),
             metrics: readings,
         };
+        let since = *self.since.get_or_insert(now.instant);
+        if self.last.is_none()
+            && samples.contains(&None)
+            && now.instant.duration_since(since) < GRACE
+        {
+            self.decided = None;
+            return;
+        }
         let begun = Instant::now();
         let decision = decide(&observation, &plan.policy, &self.history, now.time);
         metrics.decide.observe(begun.elapsed().as_secs_f64());
@@ -323,6 +342,7 @@ impl Scaler {
                 self.last_scale = Some(now.wall);
                 self.trouble = None;
                 self.retry = None;
+                self.decided = None;
                 effects.push(Effect::Event(Event {
                     warning: false,
                     reason: "SuccessfulRescale",
@@ -391,12 +411,11 @@ impl Scaler {
         note: &str,
         now: Instant,
     ) {
-        self.said
-            .retain(|(_, _, at)| now.duration_since(*at) < QUIET);
-        if self.said.iter().any(|(r, ..)| *r == reason) {
+        self.said.retain(|(_, at)| now.duration_since(*at) < QUIET);
+        if self.said.iter().any(|(r, _)| *r == reason) {
             return;
         }
-        self.said.push((reason, note.to_owned(), now));
+        self.said.push((reason, now));
         effects.push(Effect::Event(Event {
             warning,
             reason,

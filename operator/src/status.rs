@@ -338,13 +338,13 @@ fn three(value: f64) -> f64 {
 
 /// Microseconds as a duration of two units at most.
 fn micros(value: f64) -> String {
-    let value = three(value.max(0.0));
+    let value = value.max(0.0);
     if value >= 1e6 {
-        format!("{}s", value / 1e6)
+        format!("{}s", three(value / 1e6))
     } else if value >= 1e3 {
-        format!("{}ms", value / 1e3)
+        format!("{}ms", three(value / 1e3))
     } else {
-        format!("{value}us")
+        format!("{}us", three(value))
     }
 }
 

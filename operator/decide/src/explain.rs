@@ -1,7 +1,7 @@
 //! A decision in a sentence that a person reads in `kubectl describe`. Never adds a fact that the
 //! decision does not carry.
 
-use crate::{Decision, Limited, Objective, Outcome, Policy, Reason, Target};
+use crate::{Basis, Decision, Limited, Objective, Outcome, Policy, Reason, Target};
 
 /// A number with no more digits than a person wants.
 pub(crate) fn number(x: f64) -> String {
@@ -28,7 +28,12 @@ impl Decision {
         };
         let asked = self.recommendation.unwrap_or(self.replicas);
         let why = match self.reason {
-            Reason::WithinTolerance => format!("{} is near enough", self.top_text(policy)),
+            Reason::WithinTolerance => match self.basis() {
+                Some(Basis::Stable | Basis::Burst) => {
+                    format!("{} needs as many", self.top_text(policy))
+                }
+                _ => format!("{} is near enough", self.top_text(policy)),
+            },
             Reason::MetricAboveTarget | Reason::BurstAboveTarget => {
                 format!("{} asks for {asked}", self.top_text(policy))
             }
@@ -105,6 +110,10 @@ impl Decision {
             _ => String::new(),
         };
         format!("{change}: {why}{limit}")
+    }
+
+    fn basis(&self) -> Option<Basis> {
+        self.top.and_then(|i| self.metrics.get(i)).map(|p| p.basis)
     }
 
     /// The top metric with its value and target.

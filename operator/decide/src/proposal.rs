@@ -17,7 +17,7 @@ const STABLE: f64 = 2.33;
 const BURST: f64 = 4.0;
 /// The same once a burst is on: that the load has changed is known, only how far is not. The whole
 /// burst window needs less than a part of it, of which many are looked at.
-const FOLLOW: f64 = 1.0;
+const FOLLOW: f64 = 0.5;
 const FOLLOW_SHORT: f64 = 2.0;
 /// Replicas are for what the load is at least, with this many deviations of doubt.
 const DOUBT: f64 = 0.7;
