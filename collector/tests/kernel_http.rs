@@ -1,5 +1,11 @@
 //! HTTP/1 requests counted by the real programs in the real kernel, against a client and server whose every byte
 //! is known. Needs root and the BPF object.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can not go on fails"
+)]
 
 mod kernel;
 

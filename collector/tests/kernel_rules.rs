@@ -1,5 +1,11 @@
 //! Which requests are a pod's load, and what their latency is: probes, excluded ports, loopback, clients, IPv6.
 //! Needs root and the BPF object.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can not go on fails"
+)]
 
 mod kernel;
 

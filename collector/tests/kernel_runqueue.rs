@@ -1,5 +1,11 @@
 //! Run-queue latency against contention whose answer is known, and against the kernel's own account in
 //! /proc/PID/schedstat. Needs root and the BPF object.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can not go on fails"
+)]
 
 mod kernel;
 

@@ -81,9 +81,9 @@ impl World {
 
     pub fn with(change: impl Fn(&mut Options)) -> World {
         // SAFETY: a system call without arguments.
+        let user = unsafe { libc::geteuid() };
         assert_eq!(
-            unsafe { libc::geteuid() },
-            0,
+            user, 0,
             "the kernel tests load BPF programs: run them as root"
         );
         let name = format!(
@@ -195,12 +195,8 @@ impl Drop for World {
 pub fn enter(namespace: &str) {
     let file = File::open(namespace).unwrap();
     // SAFETY: the descriptor is open; only this thread moves.
-    assert_eq!(
-        unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
-        0,
-        "{}",
-        io::Error::last_os_error()
-    );
+    let done = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }
 
 /// Polls until it holds; false if it does not in time.

@@ -196,7 +196,7 @@ pub unsafe fn prepare(m: *mut Machine, w: *mut Window) -> Next {
         } else {
             left
         };
-        if phase >= phase::FIRST && phase <= phase::CR {
+        if (phase::FIRST..=phase::CR).contains(&phase) {
             let header = get!(m.header_bytes).wrapping_add(load);
             if header > MAX_HEADER_BYTES {
                 set!(m.phase, phase::SEARCH);

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use ebpf_scaler_common::flow::{Flow, OUTSTANDING, before, entry, kind, rx_flag};
+use ebpf_scaler_common::flow::{Flow, FlowKey, OUTSTANDING, before, entry, kind, rx_flag};
 use ebpf_scaler_common::http1::{Machine, phase};
 use ebpf_scaler_common::record::{NO_SLOT, Stat, generation_of, slot_of};
 
@@ -164,7 +164,8 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
     unsafe {
         let key = &raw mut (*scratch).key;
         packet.write_key(key, cgroup);
-        let Some(parked) = PARKED.get_ptr(&*key) else {
+        let key: &FlowKey = &*key;
+        let Some(parked) = PARKED.get_ptr(key) else {
             return;
         };
         let parked = parked.cast_mut();
@@ -192,7 +193,7 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
         (*flow).lost_head = get!(parked.lost_head);
         (*flow).kind |= kind::OPENED;
         set!(flow.rx_next, next as u64);
-        let _ = PARKED.remove(&*key);
+        let _ = PARKED.remove(key);
         count(Stat::Adopted);
         tally!(slot, connections_opened, 1);
         tally!(slot, requests, requests);

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_cgroup_id;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use ebpf_scaler_common::flow::{Flow, Place, kind, place, rx_flag};
+use ebpf_scaler_common::flow::{Flow, FlowKey, Place, kind, place, rx_flag};
 use ebpf_scaler_common::http1::phase;
 use ebpf_scaler_common::record::Stat;
 
@@ -152,7 +152,9 @@ fn listener(packet: &Packet) {
     let parked = unsafe {
         let key = &raw mut (*scratch).key;
         packet.write_key(key, cgroup);
-        let mut parked = PARKED.get_ptr(&*key);
+        // By reference: a copy would not fit the stack.
+        let key: &FlowKey = &*key;
+        let mut parked = PARKED.get_ptr(key);
         let next = parked.map(|parked| get!(parked.rx_next) as u32);
         let continues = next.map(|next| place(next, packet.seq, packet.payload()));
         if continues == Some(Place::Old) {
@@ -163,8 +165,9 @@ fn listener(packet: &Packet) {
             (*blank).rx_flags = rx_flag::PARKED;
             (*blank).rx.phase = phase::START;
             count(Stat::Parked);
-            parked = match PARKED.insert(&*key, &*blank, 0) {
-                Ok(()) => PARKED.get_ptr(&*key),
+            let blank: &Flow = &*blank;
+            parked = match PARKED.insert(key, blank, 0) {
+                Ok(()) => PARKED.get_ptr(key),
                 Err(_) => None,
             };
         }

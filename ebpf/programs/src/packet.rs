@@ -188,11 +188,7 @@ impl Packet {
     /// Bytes behind the headers.
     #[inline(always)]
     pub fn payload(&self) -> u32 {
-        if self.len > self.headers {
-            self.len - self.headers
-        } else {
-            0
-        }
+        self.len.saturating_sub(self.headers)
     }
 
     /// Packets and bytes on the wire: one packet here can be many there (GSO, GRO), each with its own headers.
@@ -207,7 +203,7 @@ impl Packet {
         // SAFETY: the context.
         let mut segments = unsafe { core::ptr::read_volatile(&raw const (*skb).gso_segs) };
         if segments == 0 {
-            segments = (self.payload() + size - 1) / size;
+            segments = self.payload().div_ceil(size);
         }
         if segments <= 1 {
             return (1, self.len as u64);

@@ -92,7 +92,7 @@ unsafe fn next_answer(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
             .wrapping_add(get!(flow.lost_head).wrapping_sub(get!(flow.lost_tail)));
         if outstanding == 0 {
             let at = get!(flow.rx.phase);
-            if at >= phase::FIRST && at <= phase::CR {
+            if (phase::FIRST..=phase::CR).contains(&at) {
                 answer_early(packet, flow, slot, offset, len);
             }
             return;

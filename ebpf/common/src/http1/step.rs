@@ -264,7 +264,7 @@ pub(super) unsafe fn end_of_headers<const RESPONSE: bool>(
             return event::REQUEST;
         }
         let status = get!(m.status);
-        if status == 101 || flags & flag::CONNECT != 0 && status >= 200 && status < 300 {
+        if status == 101 || flags & flag::CONNECT != 0 && (200..300).contains(&status) {
             to = phase::OPAQUE;
         } else if status < 200 || status == 204 || status == 304 || flags & flag::HEAD != 0 {
             to = phase::START;
