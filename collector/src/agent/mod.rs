@@ -145,5 +145,15 @@ fn try_start(args: &Args) -> anyhow::Result<(Kubepods, Probes)> {
         excluded_ports: args.excluded_ports.clone(),
         max_pods: args.max_pods,
     })?;
+    return_unused_memory();
     Ok((kubepods, probes))
+}
+
+/// Loading takes several times the memory that measuring needs, and the allocator would keep it for ever.
+fn return_unused_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer and may be called at any time; it gives free pages back to the kernel.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
