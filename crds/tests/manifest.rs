@@ -1,6 +1,8 @@
 //! The committed manifest is the generated one, and its rules refuse what they should, with
 //! messages that name the field. Runs the rules with kube's CEL; the e2e tests ask a real API server.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 use ebpf_scaler_crds::{EbpfScaler, definition, manifest};
 use kube::core::cel::Validator;
 use serde_json::{Value, json};

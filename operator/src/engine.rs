@@ -60,7 +60,7 @@ pub struct HpaObject {
 }
 
 enum Input {
-    Scaler(Change<Object>),
+    Scaler(Change<Box<Object>>),
     Deployment(Change<TargetObject>),
     StatefulSet(Change<TargetObject>),
     Hpa(Change<HpaObject>),
@@ -250,7 +250,7 @@ impl Engine {
                 ))
             };
         }
-        follow!(EbpfScaler, Object::trim, Input::Scaler);
+        follow!(EbpfScaler, |o| Box::new(Object::trim(o)), Input::Scaler);
         follow!(Deployment, deployment, Input::Deployment);
         follow!(StatefulSet, stateful_set, Input::StatefulSet);
         follow!(HorizontalPodAutoscaler, hpa, Input::Hpa);
@@ -301,7 +301,7 @@ impl Engine {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Scaler(Change::Applied(object)) => self.scaler(object),
+            Input::Scaler(Change::Applied(object)) => self.scaler(*object),
             Input::Scaler(Change::Deleted(key)) => {
                 self.scalers.remove(&key);
                 self.replan = true;

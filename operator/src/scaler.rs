@@ -298,11 +298,15 @@ impl Scaler {
             decision.reason.as_str(),
             decision.message(&plan.policy)
         );
-        if matches!(
-            decision.reason,
-            Reason::NoMetrics | Reason::SomeMetricsMissing
-        ) && before != Some(decision.reason)
-            && before.is_some()
+        self.missing = match decision.reason {
+            Reason::NoMetrics | Reason::SomeMetricsMissing | Reason::Fallback => {
+                self.missing.or(Some(now.instant))
+            }
+            _ => None,
+        };
+        if self
+            .missing
+            .is_some_and(|t| now.instant.duration_since(t) >= BLINK)
         {
             self.say(effects, true, "FailedGetMetrics", &why, now.instant);
         }

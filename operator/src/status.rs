@@ -291,7 +291,7 @@ impl View<'_> {
                 if shown.micros {
                     micros(value)
                 } else {
-                    quantity::format(three(value))
+                    format!("{}", three(value))
                 }
             };
             let each = |value: f64| match metric.target {
@@ -299,7 +299,7 @@ impl View<'_> {
                 Target::Value(_) => value,
             };
             let coverage = match reading {
-                Reading::Known(s) => Some(quantity::format(s.coverage)),
+                Reading::Known(s) => Some(format!("{}", three(s.coverage))),
                 Reading::Missing(_) => None,
             };
             MetricStatus {
@@ -489,9 +489,9 @@ mod tests {
 
     #[test]
     fn numbers_are_as_long_as_a_person_reads() {
-        assert_eq!(quantity::format(three(612.7)), "613");
-        assert_eq!(quantity::format(three(61.27)), "61300m");
-        assert_eq!(quantity::format(three(123_456.0)), "123456");
+        assert_eq!(format!("{}", three(612.7)), "613");
+        assert_eq!(format!("{}", three(61.27)), "61.3");
+        assert_eq!(format!("{}", three(123_456.0)), "123456");
         assert_eq!(micros(48_211.0), "48.2ms");
         assert_eq!(micros(83.0), "83us");
         assert_eq!(micros(2_500_000.0), "2.5s");

@@ -7,7 +7,13 @@ use tracing_subscriber::EnvFilter;
 #[group(id = "telemetry")]
 pub struct Args {
     /// Log filter, as tracing's EnvFilter takes it
-    #[arg(long, env = "EBPF_SCALER_LOG", default_value = "info", global = true)]
+    #[arg(
+        long,
+        env = "EBPF_SCALER_LOG",
+        // kube logs every refusal as an error by itself; what it means is known further up.
+        default_value = "info,kube_client=off",
+        global = true
+    )]
     pub log: String,
     /// Log as text for people or as JSON lines
     #[arg(

@@ -124,7 +124,7 @@ fn rules(given: Option<&ScalingRules>, default: Rules) -> Rules {
     Rules {
         stabilization: given
             .stabilization_window_seconds
-            .map_or(default.stabilization, |s| seconds(s)),
+            .map_or(default.stabilization, seconds),
         select: match given.select_policy {
             Some(SelectPolicy::Min) => Select::Min,
             Some(SelectPolicy::Disabled) => Select::Disabled,

@@ -1,6 +1,11 @@
 //! EbpfScaler v1alpha1: the spec and the rules between its fields. What a rule refuses, its message
 //! names the field and what would be right.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "each printer column repeats the keys of the one before"
+)]
+
 mod behavior;
 mod metric;
 mod status;

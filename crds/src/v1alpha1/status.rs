@@ -71,7 +71,7 @@ pub struct MetricStatus {
     /// The window behind the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
-    /// Share of the pods that the value covers, such as 1 or 500m.
+    /// Share of the pods that the value covers, such as 1 or 0.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coverage: Option<String>,
     /// Why there is no value.
