@@ -7,38 +7,31 @@
 #   EBPF_SCALER_RUST_SRC   rustup | debian: take the source from there only (default: the first that works)
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-cache=${EBPF_SCALER_CACHE:-$root/.cache}
-toolchain=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$root/rust-toolchain.toml")
+# shellcheck source=hack/setup/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+toolchain=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$repository/rust-toolchain.toml")
 linker_version=0.10.4
 linker_features=rust-llvm-22
 # Where the programs' object comes to lie; collector/build.rs looks there.
 object=$cache/bpf/programs.o
 
-if [[ -f $root/hack/setup/lib.sh ]]; then
-  # shellcheck source=/dev/null
-  source "$root/hack/setup/lib.sh"
-fi
-declare -F say >/dev/null || say() { printf 'bpf: %s\n' "$*" >&2; }
-declare -F fail >/dev/null || fail() { say "$*"; exit 1; }
-
 mkdir -p "$cache/bpf" "$cache/tools"
-exec 9>"$cache/bpf/lock"
-flock 9
+only_one
 
 install_linker() {
   local have
   have=$("$cache/tools/bin/bpf-linker" --version 2>/dev/null | awk '{print $2}') || true
   [[ $have == "$linker_version" ]] && return
-  say "installing bpf-linker $linker_version into $cache/tools (about 2 minutes)"
-  (cd "$root" && cargo install --quiet bpf-linker --version "$linker_version" --locked \
-    --no-default-features --features "$linker_features" --root "$cache/tools")
+  cd "$repository"
+  with_progress "$cache/bpf/linker.log" "installing bpf-linker $linker_version into $cache/tools (2 minutes)" \
+    cargo install bpf-linker --version "$linker_version" --locked \
+    --no-default-features --features "$linker_features" --root "$cache/tools"
 }
 
 # Sets std_source to the directory that holds library/, or leaves it empty when the toolchain has its own.
 find_std_source() {
   local sysroot
-  sysroot=$(cd "$root" && rustc --print sysroot)
+  sysroot=$(cd "$repository" && rustc --print sysroot)
   std_source=
   if [[ ${EBPF_SCALER_RUST_SRC:-rustup} == rustup ]]; then
     [[ -f $sysroot/lib/rustlib/src/rust/library/core/Cargo.toml ]] && return
@@ -88,7 +81,7 @@ debian_mirror() {
 fingerprint() {
   {
     printf '%s %s %s\n' "$toolchain" "$linker_version" "$linker_features"
-    cd "$root/ebpf" && find common/src common/Cargo.toml programs/src programs/Cargo.toml programs/Cargo.lock \
+    cd "$repository/ebpf" && find common/src common/Cargo.toml programs/src programs/Cargo.toml programs/Cargo.lock \
       programs/.cargo/config.toml -type f -print0 | sort -z | xargs -0 sha256sum
   } | sha256sum | cut -d' ' -f1
 }
@@ -99,11 +92,12 @@ build() {
   if [[ -f $object && -f $object.stamp && $(<"$object.stamp") == "$want" ]]; then
     return
   fi
-  say "building ebpf/programs (2 minutes the first time, then seconds)"
   [[ -z $std_source ]] || export __CARGO_TESTS_ONLY_SRC_ROOT=$std_source/library
   # -Z build-std is not yet stable; the compiler is the pinned stable one all the same.
-  (cd "$root/ebpf/programs" && PATH=$cache/tools/bin:$PATH RUSTC_BOOTSTRAP=1 \
-    CARGO_TARGET_DIR=$cache/bpf/target cargo build --quiet --release --locked)
+  export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$cache/bpf/target PATH=$cache/tools/bin:$PATH
+  cd "$repository/ebpf/programs"
+  with_progress "$cache/bpf/build.log" "building ebpf/programs (2 minutes the first time, then seconds)" \
+    cargo build --release --locked
   cp "$cache/bpf/target/bpfel-unknown-none/release/programs" "$object.new"
   mv "$object.new" "$object"
   printf '%s\n' "$want" >"$object.stamp"

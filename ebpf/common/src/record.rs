@@ -143,8 +143,6 @@ stats! {
     Adopted = "listener_payloads_adopted",
     /// Waits for a CPU lost because two threads share a place in the table.
     RunQueueCollision = "runqueue_collisions",
-    /// Packets looked at; the programs' own work.
-    Packets = "packets_handled",
 }
 
 /// Elements of the map STATISTICS, some of them spare.
