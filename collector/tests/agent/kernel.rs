@@ -30,7 +30,6 @@ struct State {
 #[derive(Clone)]
 pub struct FakeKernel(Arc<Mutex<State>>);
 
-#[allow(dead_code, reason = "each test binary uses some")]
 impl FakeKernel {
     pub fn new(slots: usize) -> Self {
         let mut state = State::default();

@@ -1,15 +1,14 @@
 //! The life of a pod's slot, told on a scripted kernel: claims, epochs, departures, and that nothing counted
 //! is ever lost or counted twice.
 
-mod agent_support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use agent_support::FakeKernel;
 use ebpf_scaler_collector::agent::pods::{Changes, LINGER, Pods, QUARANTINE};
 use ebpf_scaler_proto::PodSample;
 use proptest::prelude::*;
+
+use crate::kernel::FakeKernel;
 
 const SECOND: Duration = Duration::from_secs(1);
 
