@@ -19,7 +19,7 @@ const FEW: f64 = 10.0;
 /// How many pairs of readings the clumping is averaged over.
 const PAIRS: f64 = 32.0;
 /// A real step of load looks like a clump; one counts no more than this.
-const CLUMP: f64 = 16.0;
+const CLUMP: f64 = 6.0;
 
 /// The short end of a sample: events in the shortest window, and the rate before.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -24,6 +24,8 @@ pub struct History {
     ups: VecDeque<(Time, i32)>,
     downs: VecDeque<(Time, i32)>,
     burst_until: Option<Time>,
+    /// When the burst that is on began.
+    burst_since: Option<Time>,
     failing_since: Option<Time>,
     last_scale: Option<Time>,
     /// Since when as many replicas are ready as are asked for.
@@ -47,6 +49,11 @@ impl History {
         }
         if let Some(n) = decision.recommendation {
             self.recommend(n, now);
+        }
+        if decision.burst_until.is_none() {
+            self.burst_since = None;
+        } else if self.burst_until(now).is_none() || self.burst_since.is_none() {
+            self.burst_since = Some(now);
         }
         self.burst_until = decision.burst_until;
         let all_missing = !observation.metrics.is_empty()
@@ -151,6 +158,11 @@ impl History {
     /// The end of a burst that is still on.
     pub(crate) fn burst_until(&self, now: Time) -> Option<Time> {
         self.burst_until.filter(|t| *t > now)
+    }
+
+    /// Whether a burst is on that began less than this ago.
+    pub(crate) fn burst_is_young(&self, age: Duration, now: Time) -> bool {
+        self.burst_until(now).is_some() && self.burst_since.is_some_and(|t| t.within(age, now))
     }
 
     pub(crate) fn failing_for(&self, now: Time) -> Option<Duration> {

@@ -19,6 +19,9 @@ const BURST: f64 = 4.0;
 /// burst window needs less than a part of it, of which many are looked at.
 const FOLLOW: f64 = 0.5;
 const FOLLOW_SHORT: f64 = 2.0;
+/// While a burst is this young, its first step was taken on part of a window, and shorter windows
+/// than the burst window are as good as it: they are looked at only a few times.
+const YOUNG: Duration = Duration::from_secs(2);
 /// Replicas are for what the load is at least, with this many deviations of doubt.
 const DOUBT: f64 = 0.7;
 /// The same for a part of the shortest window, of which there are several to choose from.
@@ -184,6 +187,7 @@ impl View<'_> {
     ) -> Option<Proposal> {
         let burst_window = self.metric.burst_window?;
         let on = self.history.burst_until(self.now).is_some();
+        let young = self.history.burst_is_young(YOUNG, self.now);
         let tolerated = capacity * (1.0 + self.policy.tolerance_up);
         let (threshold, deviations, short_deviations) = if on {
             (tolerated, FOLLOW, FOLLOW_SHORT)
@@ -202,7 +206,7 @@ impl View<'_> {
                 continue;
             }
             let measured = Measured::of(w, self.counts(), dispersion);
-            let deviations = if w.window < burst_window {
+            let deviations = if w.window < burst_window && !young {
                 short_deviations
             } else {
                 deviations

@@ -59,13 +59,13 @@ fn a_step_is_answered_within_a_second_and_with_enough_soon_after() {
     println!("nodes  rate factor | first p50 p99 | enough p50 p99 | writes | most p50 p99 (need)");
     let sharp = Budget {
         first: (500, 1000),
-        enough: (1300, 4000),
+        enough: (1300, 3000),
         most: (7, 8),
     };
     let double = Budget {
         first: (1000, 2000),
         enough: (1200, 3000),
-        most: (4, 6),
+        most: (5, 6),
     };
     let slight = Budget {
         first: (2000, 4000),
