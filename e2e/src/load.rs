@@ -63,7 +63,7 @@ impl Load {
             "spec": {
                 "restartPolicy": "Never",
                 "automountServiceAccountToken": false,
-                "terminationGracePeriodSeconds": 2,
+                "terminationGracePeriodSeconds": 15,
                 "containers": [container],
             },
         });

@@ -27,6 +27,18 @@ pub const OVERLAY: &str = "config/e2e";
 /// Marks the tests' namespaces.
 const LABEL: &str = "ebpf-scaler-e2e";
 
+/// How a test ended.
+pub type Outcome = Result<(), Failed>;
+
+/// Why a test failed, as a person wants to read it: without a backtrace through the async runtime.
+pub struct Failed(String);
+
+impl std::fmt::Debug for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What a test works with.
 #[derive(Clone)]
 pub struct Story {
@@ -43,7 +55,14 @@ pub struct Story {
 ///
 /// # Errors
 /// What the test returns, or that there is no cluster to run on: a test is never skipped.
-pub fn run(name: &str, test: impl AsyncFnOnce(&Story) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub fn run(name: &str, test: impl AsyncFnOnce(&Story) -> anyhow::Result<()>) -> Outcome {
+    run_on_cluster(name, test).map_err(|error| Failed(format!("{error:#}")))
+}
+
+fn run_on_cluster(
+    name: &str,
+    test: impl AsyncFnOnce(&Story) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let kubeconfig = env::var_os(KUBECONFIG)

@@ -94,15 +94,19 @@ pub async fn generate(
     let progress = tokio::spawn(report(flows.clone(), Arc::clone(&print)));
 
     tokio::pin!(stop);
+    let mut stopped = false;
     let begun = Instant::now();
     for job in due(&args.phase, args.spacing, args.seed) {
         let at = begun + job.at;
         if at > Instant::now() {
             tokio::select! {
                 biased;
-                () = &mut stop => break,
+                () = &mut stop => stopped = true,
                 () = sleep_until(at) => {}
             }
+        }
+        if stopped {
+            break;
         }
         for (flow, queue) in flows.iter().zip(&queues) {
             flow.update(|counts| counts.scheduled += 1);
@@ -114,10 +118,12 @@ pub async fn generate(
         }
     }
     let end: Duration = args.phase.iter().map(|phase| phase.duration).sum();
-    tokio::select! {
-        biased;
-        () = &mut stop => {}
-        () = sleep_until(begun + end) => {}
+    if !stopped {
+        tokio::select! {
+            biased;
+            () = &mut stop => {}
+            () = sleep_until(begun + end) => {}
+        }
     }
     drop(queues);
     while workers.join_next().await.is_some() {}

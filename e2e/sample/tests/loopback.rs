@@ -139,6 +139,19 @@ async fn a_draining_server_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_stopped_in_the_middle_still_counts_exactly() {
+    let (server, url) = server().await;
+    let args = args(&[&url], &["60s@100"]);
+    let stop = tokio::time::sleep(Duration::from_secs(1));
+
+    let totals = generate(&args, stop, |_| ()).await.unwrap();
+
+    assert!((80..=101).contains(&totals[0].sent), "{totals:?}");
+    let requests = server.counters.requests.load(Ordering::Relaxed);
+    assert_eq!((totals[0].sent, totals[0].failed), (requests, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_forwards_each_request_once() {
     let (server, url) = server().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -12,7 +12,7 @@ use ebpf_scaler_e2e::{
 use crate::steady::{NEEDED, RATE, four_replicas, kill};
 
 #[test]
-fn a_restart_scales_nothing_down_and_counts_nothing_twice() -> anyhow::Result<()> {
+fn a_restart_scales_nothing_down_and_counts_nothing_twice() -> story::Outcome {
     story::run("agent-restart", async |story| {
         let (load, recorder) = four_replicas(story, 60).await?;
         let agents = component_pods(&story.client, "agent").await?;

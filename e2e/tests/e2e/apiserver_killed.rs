@@ -16,7 +16,7 @@ use crate::steady::{NEEDED, RATE, four_replicas, kill};
 const OUTAGE: Duration = Duration::from_secs(5);
 
 #[test]
-fn the_other_replica_answers_on() -> anyhow::Result<()> {
+fn the_other_replica_answers_on() -> story::Outcome {
     story::run("apiserver-killed", async |story| {
         let (load, recorder) = four_replicas(story, 60).await?;
         let pods = component_pods(&story.client, "apiserver").await?;

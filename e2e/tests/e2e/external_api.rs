@@ -13,7 +13,7 @@ use ebpf_scaler_e2e::{
 use serde_json::Value;
 
 #[test]
-fn discovery_names_the_api() -> anyhow::Result<()> {
+fn discovery_names_the_api() -> story::Outcome {
     story::run("discovery", async |story| {
         let text = get_raw(&story.client, "/apis/external.metrics.k8s.io/v1beta1").await?;
         let list: Value = serde_json::from_str(&text)?;
@@ -31,7 +31,7 @@ fn discovery_names_the_api() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_value_is_what_the_load_is() -> anyhow::Result<()> {
+fn a_value_is_what_the_load_is() -> story::Outcome {
     story::run("value", async |story| {
         story.deploy_web("web", 2, &[]).await?;
         let url = story.url("web");
@@ -94,7 +94,7 @@ fn a_value_is_what_the_load_is() -> anyhow::Result<()> {
 }
 
 #[test]
-fn wrong_questions_get_useful_errors() -> anyhow::Result<()> {
+fn wrong_questions_get_useful_errors() -> story::Outcome {
     story::run("errors", async |story| {
         for (metric, selector, code, hint) in [
             ("no_such_metric", "app=web", 404, "no_such_metric"),
@@ -121,7 +121,7 @@ fn wrong_questions_get_useful_errors() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_user_without_rights_is_refused() -> anyhow::Result<()> {
+fn a_user_without_rights_is_refused() -> story::Outcome {
     story::run("forbidden", async |story| {
         let nobody = connect_as(&story.kubeconfig, "nobody").await?;
         let path = external_path(&story.namespace, "requests_per_second", "app=web");

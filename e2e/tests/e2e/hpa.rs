@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use ebpf_scaler_e2e::{load::Load, objects::hpa, replicas::Recorder, story, wait::eventually};
 
 #[test]
-fn up_with_the_load_and_down_again() -> anyhow::Result<()> {
+fn up_with_the_load_and_down_again() -> story::Outcome {
     story::run("hpa", async |story| {
         story.deploy_web("web", 1, &[]).await?;
         story

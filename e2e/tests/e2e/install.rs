@@ -14,7 +14,7 @@ use kube::{Api, api::PostParams};
 use serde_json::json;
 
 #[test]
-fn everything_installed_is_ready() -> anyhow::Result<()> {
+fn everything_installed_is_ready() -> story::Outcome {
     story::run("install", async |story| {
         product::ready(&story.client).await?;
         for component in ["agent", "apiserver", "operator"] {
@@ -35,7 +35,7 @@ fn everything_installed_is_ready() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_agent_is_not_privileged() -> anyhow::Result<()> {
+fn the_agent_is_not_privileged() -> story::Outcome {
     story::run("unprivileged", async |story| {
         let pods = component_pods(&story.client, "agent").await?;
         let pod = pods.into_iter().next().context("there is no agent")?;
@@ -77,7 +77,7 @@ fn the_agent_is_not_privileged() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_agents_service_account_can_do_nothing() -> anyhow::Result<()> {
+fn the_agents_service_account_can_do_nothing() -> story::Outcome {
     story::run("no-rights", async |story| {
         let user = format!("system:serviceaccount:{PRODUCT}:ebpf-scaler-agent");
         let agent = connect_as(&story.kubeconfig, &user).await?;
@@ -109,7 +109,7 @@ fn the_agents_service_account_can_do_nothing() -> anyhow::Result<()> {
 }
 
 #[test]
-fn no_component_has_rights_that_it_must_not_have() -> anyhow::Result<()> {
+fn no_component_has_rights_that_it_must_not_have() -> story::Outcome {
     story::run("least-rights", async |story| {
         for (account, verb, group, resource, namespace) in [
             ("apiserver", "get", "", "secrets", "kube-system"),

@@ -8,7 +8,7 @@ use ebpf_scaler_e2e::{
 use serde_json::{Value, json};
 
 #[test]
-fn wrong_resources_are_refused_by_field() -> anyhow::Result<()> {
+fn wrong_resources_are_refused_by_field() -> story::Outcome {
     story::run("invalid", async |story| {
         let valid = || scaler(&story.namespace, "web", 2, 10, request_rate(50));
         for (field, change) in wrong() {

@@ -10,7 +10,7 @@ use kube::Api;
 use crate::steady::{NEEDED, four_replicas, kill};
 
 #[test]
-fn the_other_operator_takes_over() -> anyhow::Result<()> {
+fn the_other_operator_takes_over() -> story::Outcome {
     story::run("operator-killed", async |story| {
         let (load, recorder) = four_replicas(story, 90).await?;
         let leases: Api<Lease> = Api::namespaced(story.client.clone(), PRODUCT);

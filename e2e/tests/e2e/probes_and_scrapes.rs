@@ -14,7 +14,7 @@ use ebpf_scaler_e2e::{
 use serde_json::json;
 
 #[test]
-fn probes_and_scrapes_are_no_load() -> anyhow::Result<()> {
+fn probes_and_scrapes_are_no_load() -> story::Outcome {
     story::run("probes", async |story| {
         let mut container = web_container(&["--port=8080,9090"]);
         container["livenessProbe"] = json!({

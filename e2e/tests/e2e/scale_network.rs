@@ -9,7 +9,7 @@ use ebpf_scaler_e2e::{
 use serde_json::json;
 
 #[test]
-fn up_with_the_traffic_and_down_again() -> anyhow::Result<()> {
+fn up_with_the_traffic_and_down_again() -> story::Outcome {
     story::run("network", async |story| {
         story.deploy_web("sink", 1, &[]).await?;
         let metrics = json!([{

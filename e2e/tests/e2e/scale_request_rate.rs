@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Event;
 use kube::{Api, api::ListParams};
 
 #[test]
-fn up_with_the_load_and_down_again() -> anyhow::Result<()> {
+fn up_with_the_load_and_down_again() -> story::Outcome {
     story::run("request-rate", async |story| {
         story.deploy_web("web", 2, &["--work-micros=100"]).await?;
         story

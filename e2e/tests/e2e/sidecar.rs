@@ -13,7 +13,7 @@ use ebpf_scaler_e2e::{
 use serde_json::json;
 
 #[test]
-fn a_request_through_a_sidecar_counts_once() -> anyhow::Result<()> {
+fn a_request_through_a_sidecar_counts_once() -> story::Outcome {
     story::run("sidecar", async |story| {
         let mut proxy = sample_container(
             "proxy",

@@ -23,7 +23,7 @@ const RATE: f64 = 100.0;
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[test]
-fn growing_tenfold_never_exceeds_the_true_sum() -> anyhow::Result<()> {
+fn growing_tenfold_never_exceeds_the_true_sum() -> story::Outcome {
     story::run("sum-bound", async |story| {
         let container = sample_container("web", &["serve", "--threads=1"]);
         let web = deployment(&story.namespace, "web", 5, &[container]);

@@ -25,7 +25,7 @@ const KINDS: [&str; 9] = [
 ];
 
 #[test]
-fn nothing_is_left() -> anyhow::Result<()> {
+fn nothing_is_left() -> story::Outcome {
     story::run("uninstall", async |story| {
         delete_kustomization(&story.kubeconfig, OVERLAY).await?;
         eventually(
