@@ -154,3 +154,50 @@ fn latency_is_first_byte_in_to_first_byte_out() {
     );
     assert_eq!(reading.request_latency[low..=high].iter().sum::<u64>(), 20);
 }
+
+#[test]
+fn a_listener_that_offers_mptcp() {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let mut world = World::new();
+    let pod = world.pod("pod");
+    // As Go's do since 1.24: socket, then what Rust does to a bound address.
+    let listener = pod.inside(|| {
+        // SAFETY: system calls on a descriptor of our own.
+        unsafe {
+            let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP);
+            if socket < 0 {
+                return std::fs::File::open("/dev/null").map(Into::into);
+            }
+            let mut address: libc::sockaddr_in = std::mem::zeroed();
+            address.sin_family = libc::AF_INET as u16;
+            address.sin_port = 80u16.to_be();
+            let size = size_of::<libc::sockaddr_in>() as u32;
+            if libc::bind(socket, (&raw const address).cast(), size) != 0
+                || libc::listen(socket, 16) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(OwnedFd::from_raw_fd(socket))
+        }
+    });
+    let listener = std::net::TcpListener::from(listener);
+    world.enter_client();
+    let Ok(client) = std::net::TcpStream::connect((SERVER, 80)) else {
+        eprintln!("skipped: this kernel has no MPTCP");
+        return;
+    };
+    let mut pair = Pair {
+        client,
+        server: listener.accept().unwrap().0,
+    };
+    for _ in 0..10 {
+        pair.turn(GET, OK);
+    }
+    let c = world.counters(&pod);
+    assert_eq!(
+        (c.requests, c.responses_2xx, c.requests_in_flight),
+        (10, 10, 0),
+        "{}",
+        world.troubles()
+    );
+}

@@ -268,7 +268,7 @@ fn three_capabilities_are_enough() {
     let (world, pod, listener) = one_pod(80);
     let options = options(&world);
     let mut probes = std::thread::spawn(move || {
-        keep_three_capabilities();
+        keep(&[CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN]);
         let mut probes = Probes::load(&options).unwrap();
         assert_eq!(probes.degraded(), []);
         assert_eq!(probes.set_wanted(&[Family::RunQueue].into()), []);
@@ -282,8 +282,39 @@ fn three_capabilities_are_enough() {
     assert_eq!(probes.read(slot).counters.requests, 1);
 }
 
-/// Of this thread: CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN.
-fn keep_three_capabilities() {
+#[test]
+fn a_refusal_says_what_is_missing() {
+    let world = World::new();
+    let options = options(&world);
+    let error = std::thread::spawn(move || {
+        keep(&[CAP_NET_ADMIN]);
+        Probes::load(&options).err().unwrap().to_string()
+    })
+    .join()
+    .unwrap();
+    assert!(
+        error.contains("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"),
+        "{error}"
+    );
+    assert!(error.len() < 1500, "{error}");
+    let nowhere = Options {
+        cgroup: "/no/such/cgroup".into(),
+        excluded_ports: vec![],
+        max_pods: 1,
+    };
+    let error = Probes::load(&nowhere).err().unwrap().to_string();
+    assert!(
+        error.starts_with("open the cgroup /no/such/cgroup: "),
+        "{error}"
+    );
+}
+
+const CAP_NET_ADMIN: u64 = 12;
+const CAP_PERFMON: u64 = 38;
+const CAP_BPF: u64 = 39;
+
+/// Drops all other capabilities of this thread.
+fn keep(capabilities: &[u64]) {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -293,7 +324,8 @@ fn keep_three_capabilities() {
         version: 0x2008_0522,
         pid: 0,
     };
-    let (low, high) = (1u32 << 12, 1u32 << (38 - 32) | 1 << (39 - 32));
+    let set: u64 = capabilities.iter().map(|capability| 1 << capability).sum();
+    let (low, high) = (set as u32, (set >> 32) as u32);
     // Effective, permitted, inheritable; the low words, then the high ones.
     let sets = [low, low, 0, high, high, 0];
     // SAFETY: both structures are as capset(2) says.

@@ -62,13 +62,26 @@ pub struct Maps {
     pub free_slots: Queue<MapData, u64>,
 }
 
+/// How the acts begin that the verifier can refuse.
+const LOAD_PROGRAM: &str = "load the program";
+/// What is kept of a verifier's log: its end tells why.
+const LOG_LINES: usize = 6;
+
 /// An error with the act that failed.
-pub fn failed(act: impl Into<String>, error: &dyn std::error::Error) -> ProbeError {
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        reason = format!("{reason}: {error}");
-        source = error.source();
+pub fn failed(act: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> ProbeError {
+    let (mut reason, mut forbidden) = (shorten(&error.to_string()), false);
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            forbidden |= error.raw_os_error() == Some(libc::EPERM);
+        }
+        cause = error.source();
+        if let Some(cause) = cause {
+            reason = format!("{reason}: {}", shorten(&cause.to_string()));
+        }
+    }
+    if forbidden {
+        reason += " (needed: CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)";
     }
     ProbeError::Kernel {
         act: act.into(),
@@ -76,18 +89,38 @@ pub fn failed(act: impl Into<String>, error: &dyn std::error::Error) -> ProbeErr
     }
 }
 
+/// The first line and the last few.
+fn shorten(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    match lines.split_first() {
+        Some((first, rest)) if rest.len() > LOG_LINES => {
+            let end = rest.get(rest.len() - LOG_LINES..).unwrap_or_default();
+            format!("{first} ... {}", end.join("; "))
+        }
+        _ => lines.join("; "),
+    }
+}
+
 impl Kernel {
     /// Loads everything and attaches requests and network.
     pub fn load(options: &Options) -> Result<Kernel, ProbeError> {
+        // Without the verifier's log first: with it a refusal takes half a minute.
+        match Kernel::load_logging(options, VerifierLogLevel::DISABLE) {
+            Err(ProbeError::Kernel { act, .. }) if act.starts_with(LOAD_PROGRAM) => {
+                Kernel::load_logging(options, VerifierLogLevel::DEBUG)
+            }
+            done => done,
+        }
+    }
+
+    fn load_logging(options: &Options, log: VerifierLogLevel) -> Result<Kernel, ProbeError> {
         let directory = File::open(&options.cgroup)
             .map_err(|e| failed(format!("open the cgroup {}", options.cgroup.display()), &e))?;
         let slots = options.max_pods + QUARANTINE;
-        // Without logs first: with them a refusal takes half a minute.
-        let mut ebpf = match load_object(VerifierLogLevel::DISABLE, slots) {
-            Ok(ebpf) => ebpf,
-            Err(ProbeError::NoObject) => return Err(ProbeError::NoObject),
-            Err(_) => load_object(VerifierLogLevel::STATS, slots)?,
-        };
+        let mut ebpf = load_object(log, slots)?;
         let maps = Maps::take(&mut ebpf, slots, options)?;
         let btf = Btf::from_sys_fs().map_err(|e| format!("the kernel's BTF can not be read: {e}"));
         let mut kernel = Kernel {
@@ -150,7 +183,7 @@ impl Kernel {
             .map_err(|_| missing())?;
         program
             .load()
-            .map_err(|e| failed(format!("load the program {name}"), &e))?;
+            .map_err(|e| failed(format!("{LOAD_PROGRAM} {name}"), &e))?;
         // Other modes are flags that links do not take; links allow several programs anyway.
         program
             .attach(cgroup, direction, CgroupAttachMode::Single)
@@ -179,7 +212,7 @@ impl Kernel {
             .map_err(|_| format!("{name} is not a trace point's program"))?;
         program
             .load(name, btf)
-            .map_err(|e| failed(format!("load the program {name}"), &e).to_string())
+            .map_err(|e| failed(format!("{LOAD_PROGRAM} {name}"), &e).to_string())
     }
 
     /// Loads the run queue's programs without attaching them, to know early whether they can be had.
@@ -284,7 +317,7 @@ impl Maps {
 fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, ProbeError>
 where
     T: TryFrom<Map>,
-    T::Error: std::error::Error,
+    T::Error: std::error::Error + 'static,
 {
     let map = ebpf.take_map(name).ok_or_else(|| ProbeError::Kernel {
         act: format!("find the map {name}"),

@@ -229,6 +229,7 @@ impl Probes {
         let _ = self.kernel.maps.quarantine.remove(&cgroup_id);
         self.reported.remove(&cgroup_id);
         let slot = Slot::from_ref(value);
+        self.waiting.retain(|waiting| *waiting != slot);
         if self.pool.is_lent(slot) && self.pool.put_back(slot) {
             self.close(slot);
             self.forgotten_cgroups += 1;
