@@ -91,7 +91,7 @@ fn a_step_is_answered_within_a_second_and_with_enough_soon_after() {
             .collect();
         let writes = runs.iter().map(|r| r.writes).sum::<usize>() as f64 / runs.len() as f64;
         let need = (factor * 2.0).ceil() as u64;
-        let mut pair = |v: &mut Vec<u64>| (quantile(v, 0.5), quantile(v, 0.99));
+        let pair = |v: &mut Vec<u64>| (quantile(v, 0.5), quantile(v, 0.99));
         let (first, enough, most) = (pair(&mut first), pair(&mut enough), pair(&mut most));
         println!(
             "{nodes:5} {rate:5} {factor:6} | {first:?} | {enough:?} | {writes:.2} | {most:?} ({need})"

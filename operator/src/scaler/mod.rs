@@ -1,12 +1,13 @@
 //! One EbpfScaler: what is known of it, one decision at a time, and what is to be done about it.
 //! Never talks to anything: it is fed, and returns effects.
 
+mod model;
+
+pub use model::{Effect, Event, Object};
+
 use std::time::{Duration, Instant};
 
-use ebpf_scaler_crds::{
-    EbpfScaler, EbpfScalerSpec, EbpfScalerStatus,
-    v1alpha1::{Mode, Profile},
-};
+use ebpf_scaler_crds::v1alpha1::{Mode, Profile};
 use ebpf_scaler_decide::{Decision, History, Observation, Reading, Reason, Time, decide};
 use k8s_openapi::jiff::Timestamp;
 
@@ -16,7 +17,6 @@ use crate::{
     metrics::Metrics,
     status::{Keeper, View},
     translate::{self, Plan},
-    watch::Key,
 };
 
 /// The HPA reconciles this often, and its rules without `behavior` mean it.
@@ -30,81 +30,6 @@ const GRACE: Duration = Duration::from_secs(3);
 const BLINK: Duration = Duration::from_secs(10);
 /// The same event is not repeated within this.
 const QUIET: Duration = Duration::from_secs(300);
-
-/// An EbpfScaler as it is watched.
-#[derive(Debug)]
-pub struct Object {
-    /// Namespace and name.
-    pub key: Key,
-    /// For events.
-    pub uid: String,
-    /// Of the spec.
-    pub generation: Option<i64>,
-    /// The older of two wins.
-    pub created: Option<Timestamp>,
-    /// The spec.
-    pub spec: EbpfScalerSpec,
-    /// The status as found.
-    pub status: EbpfScalerStatus,
-}
-
-impl Object {
-    /// Keeps of an object what counts.
-    #[must_use]
-    pub fn trim(object: EbpfScaler) -> Self {
-        Self {
-            key: crate::watch::key(&object),
-            uid: object.metadata.uid.unwrap_or_default(),
-            generation: object.metadata.generation,
-            created: object.metadata.creation_timestamp.map(|t| t.0),
-            spec: object.spec,
-            status: object.status.unwrap_or_default(),
-        }
-    }
-
-    /// What it scales.
-    #[must_use]
-    pub fn target(&self) -> TargetKey {
-        let r = &self.spec.scale_target_ref;
-        TargetKey {
-            namespace: self.key.0.clone(),
-            api_version: r.api_version.clone(),
-            kind: r.kind.clone(),
-            name: r.name.clone(),
-        }
-    }
-}
-
-/// Something to be done.
-#[derive(Debug)]
-pub enum Effect {
-    /// Write replicas.
-    Scale {
-        /// Over what was seen.
-        seen: Target,
-        /// To this.
-        to: i32,
-        /// When the newest sample behind it was taken.
-        sampled: Option<i64>,
-        /// The reason, for the event.
-        why: String,
-    },
-    /// Write the status.
-    Status(Box<EbpfScalerStatus>),
-    /// Publish an event.
-    Event(Event),
-}
-
-/// An event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// Whether something is wrong.
-    pub warning: bool,
-    /// One word.
-    pub reason: &'static str,
-    /// A sentence.
-    pub note: String,
-}
 
 /// The two clocks of one moment, and the engine's.
 #[derive(Clone, Copy, Debug)]
