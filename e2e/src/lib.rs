@@ -9,6 +9,7 @@ pub mod objects;
 pub mod product;
 pub mod replicas;
 pub mod story;
+pub mod truth;
 pub mod wait;
 
 use std::time::{SystemTime, UNIX_EPOCH};

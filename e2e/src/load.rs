@@ -34,7 +34,7 @@ pub struct Load {
 
 #[derive(Debug, Default)]
 struct Seen {
-    progress: HashMap<usize, Progress>,
+    progress: HashMap<usize, Vec<Progress>>,
     phases: HashMap<(usize, usize), u64>,
     totals: Option<Vec<Totals>>,
     last_text: String,
@@ -93,7 +93,22 @@ impl Load {
 
     /// The last progress of a target.
     pub fn progress(&self, target: usize) -> Option<Progress> {
-        lock(&self.seen).progress.get(&target).cloned()
+        lock(&self.seen).progress.get(&target)?.last().cloned()
+    }
+
+    /// The highest rate that a target was really sent over a window that ended at `end` (wall clock, seconds) or
+    /// up to a second before: what an honest measurement may answer at that time. A starved generator sends in
+    /// bursts. Ask for `--interval 100ms` and after the end, when all progress is known.
+    pub fn true_rate(&self, target: usize, end: f64, window: f64) -> f64 {
+        let seen = lock(&self.seen);
+        let history = seen.progress.get(&target).map_or(&[][..], Vec::as_slice);
+        let sent = |at: f64| {
+            let after = history.partition_point(|progress| progress.t <= at);
+            after.checked_sub(1).map_or(0, |last| history[last].sent)
+        };
+        let ends = (0..=10).map(|tenths| end - f64::from(tenths) / 10.0);
+        let rates = ends.map(|end| (sent(end) - sent(end - window)) as f64 / window);
+        rates.fold(0.0, f64::max)
     }
 
     /// When the first request of a phase went out to a target, by the node's wall clock.
@@ -167,7 +182,11 @@ async fn follow(pods: Api<Pod>, name: String, seen: Arc<Mutex<Seen>>) {
 fn take(seen: &mut Seen, text: String) {
     match log::parse(&text) {
         Some(Line::Progress(progress)) => {
-            seen.progress.insert(progress.target, progress);
+            let history = seen.progress.entry(progress.target).or_default();
+            // A log that is read again repeats itself.
+            if history.last().is_none_or(|last| last.t < progress.t) {
+                history.push(progress);
+            }
         }
         Some(Line::Event(Event::Phase {
             index,

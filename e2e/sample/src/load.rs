@@ -22,7 +22,6 @@ use crate::{
     terminated,
 };
 
-const INTERVAL: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Flags of `sample load`.
@@ -52,6 +51,9 @@ pub struct Args {
     /// Give a response up after this time
     #[arg(long, value_parser = humantime::parse_duration, default_value = "10s")]
     pub timeout: Duration,
+    /// Time between two lines of progress
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "500ms")]
+    pub interval: Duration,
 }
 
 /// Runs the schedule to its end, or until told to stop, and prints as [`crate::log`] says.
@@ -91,7 +93,7 @@ pub async fn generate(
         }
         queues.push(queue);
     }
-    let progress = tokio::spawn(report(flows.clone(), Arc::clone(&print)));
+    let progress = tokio::spawn(report(flows.clone(), args.interval, Arc::clone(&print)));
 
     tokio::pin!(stop);
     let mut stopped = false;
@@ -309,8 +311,8 @@ async fn exchange(flow: &Flow, connection: &mut Connection, job: Job) -> bool {
     response.is_some_and(|response| response.keep_alive)
 }
 
-async fn report(flows: Vec<Arc<Flow>>, print: Arc<dyn Fn(Line) + Send + Sync>) {
-    let mut interval = tokio::time::interval(INTERVAL);
+async fn report(flows: Vec<Arc<Flow>>, interval: Duration, print: Arc<dyn Fn(Line) + Send + Sync>) {
+    let mut interval = tokio::time::interval(interval.max(Duration::from_millis(10)));
     interval.tick().await;
     let mut last = vec![(0_u64, Instant::now()); flows.len()];
     loop {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub enum Line {
     /// Something that happened once.
     Event(Event),
-    /// Progress of one target, each 500 ms.
+    /// Progress of one target, twice a second unless asked otherwise.
     Progress(Progress),
 }
 

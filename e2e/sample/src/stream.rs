@@ -41,6 +41,7 @@ impl Args {
             seed: 1,
             body_bytes: body,
             timeout: Duration::from_secs(10),
+            interval: Duration::from_millis(500),
         }
     }
 }

@@ -36,6 +36,7 @@ fn args(target: &[&str], phases: &[&str]) -> load::Args {
         seed: 1,
         body_bytes: 0,
         timeout: Duration::from_secs(5),
+        interval: Duration::from_millis(100),
     }
 }
 

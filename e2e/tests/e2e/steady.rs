@@ -28,7 +28,15 @@ pub async fn four_replicas(story: &Story, seconds: u32) -> anyhow::Result<(Load,
     let recorder = Recorder::start(&story.client, &story.namespace, "web");
     let url = story.url("web");
     let phase = format!("{seconds}s@{RATE}");
-    let args = ["load", "--target", &url, "--phase", &phase];
+    let args = [
+        "load",
+        "--target",
+        &url,
+        "--phase",
+        &phase,
+        "--interval",
+        "100ms",
+    ];
     let load = Load::start(&story.client, &story.namespace, "load", &args).await?;
     eventually(
         "four replicas serve the load",
