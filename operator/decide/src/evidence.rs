@@ -12,6 +12,8 @@ const KEPT: usize = 12;
 /// Nodes report once in this time, each at a phase of its own: only between readings that are whole
 /// periods apart has every node's window moved by as much as the time that passed.
 const PERIOD: u128 = 250;
+/// Of what a part of the window gained, at least this share must be gained over the load before.
+const CAUGHT_UP: f64 = 0.5;
 /// How exactly nodes keep that time, in milliseconds.
 const JITTER: u128 = 40;
 /// A reading says something about clumping only if so many events are behind two of them.
@@ -126,10 +128,16 @@ impl Recent {
             {
                 return None;
             }
+            // Work that stood still for a moment and is caught up with is no new load: it fills a hole
+            // in the window, and the window as a whole has gained less.
+            let gained = now.events - s.events;
+            if now.events - before * now.window.as_secs_f64() < CAUGHT_UP * gained {
+                return None;
+            }
             let d = d.as_secs_f64();
             let lost = before * d;
             // The part is a part: it holds no more events than the whole window.
-            let events = (now.events - s.events + lost).min(now.events);
+            let events = (gained + lost).min(now.events);
             (events > 0.0).then_some((d, events, events + lost))
         })
     }

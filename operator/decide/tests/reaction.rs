@@ -110,3 +110,18 @@ fn a_step_is_answered_within_a_second_and_with_enough_soon_after() {
         assert!(writes <= 2.6, "{writes} writes until there were enough");
     }
 }
+
+#[test]
+fn work_that_is_caught_up_with_after_a_standstill_is_no_step() {
+    for seed in 0..40 {
+        for share in [0.4, 0.6] {
+            let mut w = World::new(seed, 1, Policy::new(2, 100, vec![rate_metric(300.0)]), 2);
+            let rate = share * 600.0;
+            w.run(40_000 + seed * 37 % 250, rate);
+            w.run(500, 0.0);
+            w.run(250, 3.0 * rate);
+            w.run(40_000, rate);
+            assert_eq!(w.writes, [], "seed {seed}, {share} of the capacity");
+        }
+    }
+}
