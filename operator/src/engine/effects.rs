@@ -4,7 +4,7 @@
 use ebpf_scaler_crds::EbpfScaler;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
-use kube_runtime::events;
+use kube_runtime::events::{self, Recorder};
 use tracing::debug;
 
 use super::{Engine, Input};
@@ -62,7 +62,14 @@ impl Engine {
     }
 
     fn publish(&self, event: Event, reference: ObjectReference) {
-        let (recorder, metrics) = (self.recorder.clone(), self.parts.metrics.clone());
+        // A recorder folds events that differ in their notes only into the first one. That is right for
+        // trouble that repeats; but each change of replicas has a reason of its own, to be read later.
+        let recorder = if event.warning {
+            self.recorder.clone()
+        } else {
+            Recorder::new(self.parts.client.clone(), self.reporter.clone())
+        };
+        let metrics = self.parts.metrics.clone();
         self.tasks.spawn(async move {
             let event = events::Event {
                 type_: if event.warning {

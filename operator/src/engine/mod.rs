@@ -102,6 +102,7 @@ struct Engine {
     parts: Parts,
     input: mpsc::Sender<Input>,
     recorder: Recorder,
+    reporter: Reporter,
     tasks: TaskTracker,
     begin: Instant,
     scalers: HashMap<Key, Scaler>,
@@ -125,7 +126,8 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
         instance: Some(parts.identity.clone()),
     };
     let mut engine = Engine {
-        recorder: Recorder::new(parts.client.clone(), reporter),
+        recorder: Recorder::new(parts.client.clone(), reporter.clone()),
+        reporter,
         input,
         tasks: TaskTracker::new(),
         begin: Instant::now(),
