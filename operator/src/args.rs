@@ -19,7 +19,7 @@ pub struct Args {
     pub namespace: String,
 
     /// Who this replica is in the election; the pod's name by default
-    #[arg(long, env = "EBPF_SCALER_IDENTITY", default_value_t = default_identity())]
+    #[arg(long, env = "EBPF_SCALER_IDENTITY", default_value_t = default_identity(), hide_default_value = true)]
     pub identity: String,
 
     /// Address of /metrics, /healthz and /readyz
