@@ -7,7 +7,7 @@ use ebpf_scaler_common::Counters;
 
 use crate::metric::Distribution;
 use crate::quantile::{Merged, Sparse};
-use crate::totals::{Total, Totals};
+use crate::totals::{Amounts, Total, Totals};
 
 /// What an agent says of one pod at one time: everything cumulative since `epoch` began, but for
 /// `counters.requests_in_flight`, which is a gauge.
@@ -53,10 +53,10 @@ impl Point {
 }
 
 /// What was added in a span of time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Added {
     /// The counters' growth
-    pub totals: Totals,
+    pub amounts: Amounts,
     /// How much of the span has been seen, microseconds
     pub covered: u64,
 }
@@ -206,8 +206,9 @@ impl Series {
         self.tiers.iter().rev().flatten()
     }
 
-    /// The totals at a time, linear inside the span in which a reading's events happened.
-    fn totals_at(&self, at: u64) -> Totals {
+    /// What was added by a time since the oldest reading that is kept, linear inside the span in which a
+    /// reading's events happened.
+    fn amounts_at(&self, at: u64) -> Amounts {
         let mut before = (self.base, self.seen_from);
         for tier in self.tiers.iter().rev() {
             if tier.back().is_none_or(|p| p.at <= at) {
@@ -219,32 +220,26 @@ impl Series {
                 before = (p.totals, p.at);
             }
             let Some(next) = tier.get(i) else { break };
-            let mut totals = before.0;
-            if at > next.since {
-                totals = before
-                    .0
-                    .toward(&next.totals, at - next.since, next.at - next.since);
-            }
+            let share = |from: u64| {
+                at.saturating_sub(from) as f64 / next.at.saturating_sub(from).max(1) as f64
+            };
+            let (from, to) = (before.0.since(&self.base), next.totals.since(&self.base));
+            let mut amounts = from.toward(&to, share(next.since));
             // In flight is a level, not events: it grows all the time between two readings.
-            let (from, to) = (before.1, next.at);
-            let level = before.0.toward(
-                &next.totals,
-                at.saturating_sub(from),
-                to.saturating_sub(from),
-            );
-            totals.set(Total::InFlightMicros, level.get(Total::InFlightMicros));
-            return totals;
+            let level = from.toward(&to, share(before.1));
+            amounts.set(Total::InFlightMicros, level.get(Total::InFlightMicros));
+            return amounts;
         }
         let mut totals = before.0;
         totals.set(Total::InFlightMicros, self.in_flight_until(at));
-        totals
+        totals.since(&self.base)
     }
 
     /// What was added in `(end - window, end]`, as far as that has been seen; nothing before `not_before`.
     pub fn added(&self, end: u64, window: u64, not_before: u64) -> Added {
         let start = self.start(end, window, not_before);
         Added {
-            totals: self.totals_at(end).since(&self.totals_at(start)),
+            amounts: self.amounts_at(end).since(&self.amounts_at(start)),
             covered: end.saturating_sub(start),
         }
     }

@@ -11,7 +11,7 @@ use crate::totals::Total;
 #[derive(Debug, Default)]
 pub(crate) struct Sum {
     value: f64,
-    events: u64,
+    events: f64,
     /// Seconds seen, summed over the pods that are expected
     pub(crate) covered: f64,
     merged: Option<Merged>,
@@ -27,12 +27,12 @@ impl Sum {
         (end, not_before): (u64, u64),
     ) -> f64 {
         let series = &tracked.series;
-        let Added { totals, covered } = series.added(end, window.micros(), not_before);
+        let Added { amounts, covered } = series.added(end, window.micros(), not_before);
         if let Aggregation::Quantile(which, _) = metric.aggregation() {
             let merged = self.merged.get_or_insert_default();
             series.merge(which, (end, window.micros(), not_before), merged);
         }
-        let (amount, events) = amount_and_events(metric, |total| totals.get(total));
+        let (amount, events) = amount_and_events(metric, |total| amounts.get(total));
         self.events += events;
         let seconds = covered as f64 / 1e6;
         if covered > 0 {
@@ -43,12 +43,13 @@ impl Sum {
 
     /// `pods` are those whose values are in it.
     pub(crate) fn close(&self, metric: Metric, window: Window, pods: usize) -> WindowValue {
+        let events = self.events.round() as u64;
         let (value, events) = match (metric.aggregation(), &self.merged) {
             (Aggregation::Quantile(_, q), Some(merged)) => {
                 (merged.quantile(q).unwrap_or(0) as f64, merged.total())
             }
-            (Aggregation::MeanRatio, _) => (self.value / pods.max(1) as f64, self.events),
-            _ => (self.value, self.events),
+            (Aggregation::MeanRatio, _) => (self.value / pods.max(1) as f64, events),
+            _ => (self.value, events),
         };
         WindowValue {
             window,
@@ -60,42 +61,36 @@ impl Sum {
 }
 
 /// What a metric counts, per second of which it is the value, and how many events that was.
-fn amount_and_events(metric: Metric, get: impl Fn(Total) -> u64) -> (f64, u64) {
+fn amount_and_events(metric: Metric, get: impl Fn(Total) -> f64) -> (f64, f64) {
     use Metric as M;
     let packets = || get(Total::ReceivePackets) + get(Total::TransmitPackets);
     let (amount, events) = match metric {
-        M::RequestsPerSecond => (get(Total::Requests) as f64, get(Total::Requests)),
-        M::RequestsInFlight => (
-            get(Total::InFlightMicros) as f64 / 1e6,
-            get(Total::Requests),
-        ),
+        M::RequestsPerSecond => (get(Total::Requests), get(Total::Requests)),
+        M::RequestsInFlight => (get(Total::InFlightMicros) / 1e6, get(Total::Requests)),
         M::RequestErrorsPerSecond => {
             let errors = get(Total::Responses5xx) + get(Total::Aborted);
-            (errors as f64, errors)
+            (errors, errors)
         }
-        M::RunQueueWaitingThreads => (get(Total::WaitNanos) as f64 / 1e9, get(Total::Waits)),
-        M::CpuThrottledRatio => (get(Total::ThrottledMicros) as f64 / 1e6, get(Total::Waits)),
-        M::NetworkReceiveBytesPerSecond => {
-            (get(Total::ReceiveBytes) as f64, get(Total::ReceivePackets))
+        M::RunQueueWaitingThreads => (get(Total::WaitNanos) / 1e9, get(Total::Waits)),
+        M::CpuThrottledRatio => (get(Total::ThrottledMicros) / 1e6, get(Total::Waits)),
+        M::NetworkReceiveBytesPerSecond => (get(Total::ReceiveBytes), get(Total::ReceivePackets)),
+        M::NetworkTransmitBytesPerSecond => {
+            (get(Total::TransmitBytes), get(Total::TransmitPackets))
         }
-        M::NetworkTransmitBytesPerSecond => (
-            get(Total::TransmitBytes) as f64,
-            get(Total::TransmitPackets),
-        ),
         M::NetworkBytesPerSecond => {
-            let bytes = get(Total::ReceiveBytes) as f64 + get(Total::TransmitBytes) as f64;
+            let bytes = get(Total::ReceiveBytes) + get(Total::TransmitBytes);
             (bytes, packets())
         }
-        M::NetworkPacketsPerSecond => (packets() as f64, packets()),
-        M::TcpRetransmitsPerSecond => (get(Total::Retransmits) as f64, get(Total::Retransmits)),
-        M::ConnectionsPerSecond => (get(Total::Opened) as f64, get(Total::Opened)),
+        M::NetworkPacketsPerSecond => (packets(), packets()),
+        M::TcpRetransmitsPerSecond => (get(Total::Retransmits), get(Total::Retransmits)),
+        M::ConnectionsPerSecond => (get(Total::Opened), get(Total::Opened)),
         M::RequestLatencyP50 | M::RequestLatencyP90 | M::RequestLatencyP99 => {
             (0.0, get(Total::Requests))
         }
         M::RunQueueLatencyP50 | M::RunQueueLatencyP90 | M::RunQueueLatencyP99 => {
             (0.0, get(Total::Waits))
         }
-        M::TcpRttP50 => (0.0, 0),
+        M::TcpRttP50 => (0.0, 0.0),
     };
     (amount, events)
 }

@@ -89,22 +89,15 @@ impl Totals {
     }
 
     /// What was added since `earlier`; never negative.
-    pub fn since(&self, earlier: &Self) -> Self {
-        self.combine(earlier, u64::saturating_sub)
+    pub fn since(&self, earlier: &Self) -> Amounts {
+        Amounts(std::array::from_fn(|i| {
+            self.0[i].saturating_sub(earlier.0[i]) as f64
+        }))
     }
 
     /// The larger of each: the next state of counters, which a glitch can not lower.
     pub fn max(&self, other: &Self) -> Self {
         self.combine(other, u64::max)
-    }
-
-    /// The value `numerator / denominator` of the way from `self` to `later`.
-    pub fn toward(&self, later: &Self, numerator: u64, denominator: u64) -> Self {
-        let (n, d) = (u128::from(numerator), u128::from(denominator.max(1)));
-        self.combine(later, |a, b| {
-            let way = u128::from(b.saturating_sub(a)) * n / d;
-            a.saturating_add(u64::try_from(way).unwrap_or(u64::MAX))
-        })
     }
 
     fn combine(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
@@ -113,5 +106,34 @@ impl Totals {
             *a = f(*a, b);
         }
         out
+    }
+}
+
+/// Amounts of the same counters with their fractions: a window's edge cuts the span in which an event happened.
+/// Rounded, the fractions of many pods would add up to whole events that never were, or be lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Amounts([f64; COUNT]);
+
+impl Amounts {
+    /// One counter's amount.
+    pub const fn get(&self, total: Total) -> f64 {
+        self.0[total as usize]
+    }
+
+    /// Sets one counter's amount.
+    pub const fn set(&mut self, total: Total, amount: f64) {
+        self.0[total as usize] = amount;
+    }
+
+    /// What is more than in `earlier`; never negative.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self(std::array::from_fn(|i| (self.0[i] - earlier.0[i]).max(0.0)))
+    }
+
+    /// `share` (0 to 1) of the way from `self` to `later`.
+    pub fn toward(&self, later: &Self, share: f64) -> Self {
+        Self(std::array::from_fn(|i| {
+            self.0[i] + (later.0[i] - self.0[i]) * share
+        }))
     }
 }
