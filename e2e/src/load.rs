@@ -98,7 +98,7 @@ impl Load {
 
     /// The highest rate that a target was really sent over a window that ended at `end` (wall clock, seconds) or
     /// up to a second before: what an honest measurement may answer at that time. A starved generator sends in
-    /// bursts. Ask for `--interval 100ms` and after the end, when all progress is known.
+    /// bursts. Ask for `--interval 20ms` and after the end, when all progress is known.
     pub fn true_rate(&self, target: usize, end: f64, window: f64) -> f64 {
         let seen = lock(&self.seen);
         let history = seen.progress.get(&target).map_or(&[][..], Vec::as_slice);
@@ -106,7 +106,7 @@ impl Load {
             let after = history.partition_point(|progress| progress.t <= at);
             after.checked_sub(1).map_or(0, |last| history[last].sent)
         };
-        let ends = (0..=10).map(|tenths| end - f64::from(tenths) / 10.0);
+        let ends = (0..=100).map(|hundredths| end - f64::from(hundredths) / 100.0);
         let rates = ends.map(|end| (sent(end) - sent(end - window)) as f64 / window);
         rates.fold(0.0, f64::max)
     }

@@ -19,6 +19,12 @@ use crate::{PRODUCT, client::root, wait::eventually};
 /// The aggregated API that we serve.
 pub const APISERVICE: &str = "v1beta1.external.metrics.k8s.io";
 
+const WORKLOADS: [&str; 3] = [
+    "daemonset/ebpf-scaler-agent",
+    "deployment/ebpf-scaler-apiserver",
+    "deployment/ebpf-scaler-operator",
+];
+
 /// `kubectl` for a cluster: the one that was built with the cluster, or else the user's.
 pub fn kubectl(kubeconfig: &Path) -> Command {
     let cache =
@@ -70,6 +76,25 @@ pub async fn delete_kustomization(kubeconfig: &Path, folder: &str) -> anyhow::Re
         &folder,
     ];
     run_kubectl(kubeconfig, &args).await
+}
+
+/// Replaces every pod of the product, so that it runs the images that were loaded last.
+pub async fn restart(kubeconfig: &Path) -> anyhow::Result<()> {
+    for workload in WORKLOADS {
+        run_kubectl(kubeconfig, &["rollout", "restart", "-n", PRODUCT, workload]).await?;
+    }
+    for workload in WORKLOADS {
+        let wait = [
+            "rollout",
+            "status",
+            "--timeout=120s",
+            "-n",
+            PRODUCT,
+            workload,
+        ];
+        run_kubectl(kubeconfig, &wait).await?;
+    }
+    Ok(())
 }
 
 /// Fails with what is not ready yet.

@@ -34,7 +34,7 @@ impl Answers {
     }
 
     /// Fails if an answer exceeds what a generator sent by more than a share of it. Ask after its end; it must
-    /// have been told `--interval 100ms`.
+    /// have been told `--interval 20ms`.
     pub fn never_exceed(&self, load: &Load, share: f64) -> anyhow::Result<()> {
         for Answer { at, window, rate } in &self.answers {
             let sent = load.true_rate(0, *at, *window);

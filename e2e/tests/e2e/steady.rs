@@ -6,6 +6,7 @@ use anyhow::ensure;
 use ebpf_scaler_e2e::{
     PRODUCT,
     load::Load,
+    metrics,
     objects::{request_rate, scaler},
     replicas::Recorder,
     story::Story,
@@ -35,7 +36,7 @@ pub async fn four_replicas(story: &Story, seconds: u32) -> anyhow::Result<(Load,
         "--phase",
         &phase,
         "--interval",
-        "100ms",
+        "20ms",
     ];
     let load = Load::start(&story.client, &story.namespace, "load", &args).await?;
     eventually(
@@ -47,6 +48,19 @@ pub async fn four_replicas(story: &Story, seconds: u32) -> anyhow::Result<(Load,
                 "{} are ready: {:?}",
                 recorder.ready(),
                 recorder.changes()
+            );
+            Ok(())
+        },
+    )
+    .await?;
+    eventually(
+        "the load fills a window of 10 s",
+        Duration::from_secs(20),
+        async || {
+            let rate = metrics::request_rate(&story.client, &story.namespace, "web", "10s").await?;
+            ensure!(
+                (rate - RATE).abs() < RATE * 0.05,
+                "{rate} instead of {RATE} requests/s"
             );
             Ok(())
         },

@@ -37,7 +37,7 @@ fn growing_tenfold_never_exceeds_the_true_sum() -> story::Outcome {
             "--phase",
             "150s@100",
             "--interval",
-            "100ms",
+            "20ms",
             "--connection-max-age",
             "2s",
         ];

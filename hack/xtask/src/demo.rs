@@ -93,9 +93,14 @@ pub fn set_up(
 }
 
 async fn install(kubeconfig: &Path) -> anyhow::Result<()> {
+    let client = client::connect(kubeconfig).await?;
+    let was_there = product::ready(&client).await.is_ok();
     let applied = product::apply_kustomization(kubeconfig, "config/default").await?;
     println!("    {} objects applied", applied.lines().count());
-    let client = client::connect(kubeconfig).await?;
+    if was_there {
+        // The images' tag does not tell that they are new.
+        product::restart(kubeconfig).await?;
+    }
     let mut last = String::new();
     eventually(
         "the product is ready",
