@@ -72,7 +72,14 @@ pub fn cargo(args: &[&str]) -> Command {
 
 /// Another task of this same program.
 pub fn xtask(args: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("cannot find myself")?);
+    // The file may have been replaced while we ran: `cargo test --workspace` builds this program anew.
+    let linux = std::path::Path::new("/proc/self/exe");
+    let myself = if linux.exists() {
+        linux.to_owned()
+    } else {
+        std::env::current_exe().context("cannot find myself")?
+    };
+    let mut command = Command::new(myself);
     command.args(args);
     Ok(command)
 }
