@@ -148,7 +148,7 @@ async fn show(client: &Client, kubeconfig: &Path, args: &Args) -> anyhow::Result
     let report = report::Report::of(&measured);
     report.print(kubeconfig);
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report)?;
+        let text = serde_json::to_string(&report)?;
         std::fs::write(path, text + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("\n    numbers written to {}", path.display());

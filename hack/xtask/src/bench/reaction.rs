@@ -39,8 +39,10 @@ const CALM: u32 = 240;
 /// 300 % of it.
 const STEP: u32 = 1200;
 const ENOUGH: u32 = STEP / TARGET;
-/// Longer than the stable window, so that the scalers see a steady load before the step.
-const CALM_TIME: Duration = Duration::from_secs(36);
+/// Longer than the stable window: the scalers are made when nothing of the last step is left in it.
+const FORGET_TIME: Duration = Duration::from_secs(34);
+/// How long the scalers have been there at least when the step comes.
+const SETTLE_TIME: Duration = Duration::from_secs(6);
 /// The HPA's sync period: the random part of the calm covers it, so that the step meets any phase of its loop.
 const LOOP_PERIOD: Duration = Duration::from_secs(15);
 /// The HPA needs up to three syncs.
@@ -69,7 +71,7 @@ struct Run {
     scaler: &'static str,
     ms: Vec<f64>,
     enough_ms: Vec<f64>,
-    /// Steps without a reaction in time, or whose replicas changed before the step.
+    /// Steps without a reaction in time, or that did not find two replicas.
     missed: u32,
 }
 
@@ -99,7 +101,7 @@ pub async fn run(kubeconfig: &Path, options: &Options) -> anyhow::Result<()> {
     let output = measured?;
     print(&output);
     if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&output)? + "\n";
+        let text = serde_json::to_string(&output)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let missed: u32 = output.runs.iter().map(|run| run.missed).sum();
@@ -152,7 +154,7 @@ async fn measure(client: &Client, steps: u32) -> anyhow::Result<Output> {
 /// One step of both, from two pods each.
 async fn one_step(client: &Client, index: u32, output: &mut Output) -> anyhow::Result<()> {
     reset(client).await?;
-    let calm = CALM_TIME + LOOP_PERIOD.mul_f64(random());
+    let calm = FORGET_TIME + SETTLE_TIME + LOOP_PERIOD.mul_f64(random());
     let phases = [
         format!("{}ms@{CALM}", calm.as_millis()),
         format!("{}s@{STEP}", STEP_TIME.as_secs()),
@@ -163,6 +165,8 @@ async fn one_step(client: &Client, index: u32, output: &mut Output) -> anyhow::R
     args.extend(phases.iter().flat_map(|phase| ["--phase", phase]));
     args.extend(targets.iter().flat_map(|target| ["--target", target]));
     let load = Load::start(client, NAMESPACE, &format!("load-{index}"), &args).await?;
+    load.await_phase(0, 0, Duration::from_secs(20)).await?;
+    sleep(FORGET_TIME).await;
     create_scalers(client, index).await?;
 
     let recorders = [WEB, WEB_HPA].map(|name| Recorder::start(client, NAMESPACE, name));
@@ -190,9 +194,8 @@ async fn one_step(client: &Client, index: u32, output: &mut Output) -> anyhow::R
 
 fn record(index: u32, run: &mut Run, recorder: &Recorder, begun: u64) {
     let changes = recorder.changes();
-    let early = changes
-        .iter()
-        .any(|change| change.unix_micros < begun && change.replicas > REPLICAS);
+    let before = changes.iter().rfind(|change| change.unix_micros < begun);
+    let early = before.is_none_or(|change| change.replicas != REPLICAS);
     let first = recorder.reached(REPLICAS + 1, begun);
     let enough = recorder.reached(ENOUGH, begun);
     let millis = |at: u64| (at - begun) as f64 / 1e3;
@@ -211,7 +214,7 @@ fn record(index: u32, run: &mut Run, recorder: &Recorder, begun: u64) {
             run.missed += 1;
             let replicas: Vec<u32> = changes.iter().map(|change| change.replicas).collect();
             let why = if early {
-                "it scaled before the step"
+                "it did not have 2 replicas before the step"
             } else {
                 "it did not get there"
             };

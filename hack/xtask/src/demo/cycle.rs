@@ -11,7 +11,8 @@ use ebpf_scaler_e2e::{
     replicas::Recorder,
 };
 use ebpf_scaler_sample::log::Progress;
-use kube::Client;
+use k8s_openapi::api::core::v1::Event;
+use kube::{Api, Client, api::ListParams};
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::{NAMESPACE, view::View};
@@ -65,6 +66,9 @@ pub struct Moment {
     pub replicas: [u32; 2],
     pub ready: [u32; 2],
     pub series: [Vec<u32>; 2],
+    /// The EbpfScaler's last change of replicas, with its reason.
+    pub change: String,
+    /// What it thinks now.
     pub decision: String,
 }
 
@@ -134,7 +138,7 @@ async fn look(client: &Client, moment: &mut Moment) {
     };
     let runqueue = "runqueue_latency_p99_microseconds";
     let bytes = "network_bytes_per_second";
-    let (rate, rate_hpa, wait, wait_hpa, traffic, traffic_hpa, decision) = tokio::join!(
+    let (rate, rate_hpa, wait, wait_hpa, traffic, traffic_hpa, decision, change) = tokio::join!(
         ask("requests_per_second", WEB, "3s"),
         ask("requests_per_second", WEB_HPA, "3s"),
         ask(runqueue, WEB, "10s"),
@@ -142,12 +146,16 @@ async fn look(client: &Client, moment: &mut Moment) {
         ask(bytes, WEB, "3s"),
         ask(bytes, WEB_HPA, "3s"),
         last_decision(client),
+        last_change(client),
     );
     moment.rate = [rate, rate_hpa];
     moment.runqueue_p99_micros = [wait, wait_hpa];
     moment.bytes_per_second = [traffic, traffic_hpa];
     if let Some(decision) = decision {
         moment.decision = decision;
+    }
+    if let Some(change) = change {
+        moment.change = change;
     }
 }
 
@@ -163,7 +171,20 @@ fn gather(load: &Load, recorders: &[Recorder; 2], moment: &mut Moment) {
     moment.phase = (0..PHASES.len()).filter(begun).max().unwrap_or(0);
 }
 
-/// The EbpfScaler's last decision in its own words.
+/// The EbpfScaler's last change of replicas, as its event tells it.
+async fn last_change(client: &Client) -> Option<String> {
+    let events: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
+    let of_scaler = ListParams::default().fields(&format!(
+        "involvedObject.kind=EbpfScaler,involvedObject.name={WEB},reason=SuccessfulRescale"
+    ));
+    let events = events.list(&of_scaler).await.ok()?.items;
+    let last = events
+        .into_iter()
+        .max_by_key(|event| event.event_time.as_ref().map(|time| time.0))?;
+    last.message
+}
+
+/// The EbpfScaler's last decision in its own words, also if it was to leave things as they are.
 async fn last_decision(client: &Client) -> Option<String> {
     let scaler = scalers(client, NAMESPACE).get(WEB).await.ok()?;
     let decision = scaler.data.pointer("/status/lastDecision")?;

@@ -11,6 +11,7 @@ const PLAIN_INTERVAL: u64 = 3;
 pub struct View {
     terminal: bool,
     drawn: usize,
+    last_change: String,
     last_decision: String,
     next_plain: u64,
 }
@@ -20,6 +21,7 @@ impl View {
         Self {
             terminal: stdout().is_terminal(),
             drawn: 0,
+            last_change: String::new(),
             last_decision: String::new(),
             next_plain: 0,
         }
@@ -30,6 +32,10 @@ impl View {
         if self.terminal {
             self.redraw(&screen(moment));
             return;
+        }
+        if moment.change != self.last_change {
+            println!("    scaled: {}", moment.change);
+            self.last_change.clone_from(&moment.change);
         }
         if moment.decision != self.last_decision {
             println!("    decision: {}", moment.decision);
@@ -105,6 +111,7 @@ fn screen(moment: &Moment) -> Vec<String> {
         format!("    web-hpa  {}", bars(&moment.series[1])),
         String::new(),
     ];
+    lines.extend(wrapped("    last change:   ", &moment.change, 2));
     lines.extend(wrapped("    last decision: ", &moment.decision, 2));
     lines
 }
