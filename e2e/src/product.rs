@@ -3,7 +3,6 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -101,26 +100,26 @@ pub async fn restart(kubeconfig: &Path) -> anyhow::Result<()> {
 /// Fails with what is not ready yet.
 pub async fn ready(client: &Client) -> anyhow::Result<()> {
     let agents: Api<DaemonSet> = Api::namespaced(client.clone(), PRODUCT);
-    let agents = agents.get("ebpf-scaler-agent").await?;
-    let generation = agents.metadata.generation;
-    let status = agents.status.unwrap_or_default();
-    let wanted = status.desired_number_scheduled;
-    let ready = status
-        .number_ready
-        .min(status.updated_number_scheduled.unwrap_or(0));
+    let agents = agents
+        .get("ebpf-scaler-agent")
+        .await?
+        .status
+        .unwrap_or_default();
     ensure!(
-        wanted > 0 && ready == wanted && status.observed_generation == generation,
-        "{ready} of {wanted} agents are ready",
+        agents.desired_number_scheduled > 0
+            && agents.number_ready == agents.desired_number_scheduled,
+        "{} of {} agents are ready",
+        agents.number_ready,
+        agents.desired_number_scheduled,
     );
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), PRODUCT);
     for name in ["ebpf-scaler-apiserver", "ebpf-scaler-operator"] {
         let deployment = deployments.get(name).await?;
         let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
-        let status = deployment.status.unwrap_or_default();
-        let ready = status.ready_replicas.min(status.updated_replicas);
+        let ready = deployment.status.and_then(|status| status.ready_replicas);
         let ready = ready.unwrap_or(0);
         ensure!(
-            ready >= wanted && status.observed_generation == deployment.metadata.generation,
+            ready >= wanted,
             "{ready} of {wanted} replicas of {name} are ready"
         );
     }
@@ -147,17 +146,15 @@ pub async fn available(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs an overlay, once in this process unless it has gone meanwhile, and waits until all of it is ready.
+/// Installs an overlay, unless everything is there and ready already, and waits until it is.
 pub async fn ensure_installed(
     client: &Client,
     kubeconfig: &Path,
     overlay: &str,
 ) -> anyhow::Result<()> {
-    static APPLIED: AtomicBool = AtomicBool::new(false);
-    if APPLIED.load(Ordering::Relaxed) && ready(client).await.is_ok() {
+    if ready(client).await.is_ok() {
         return Ok(());
     }
-    APPLIED.store(true, Ordering::Relaxed);
     apply_kustomization(kubeconfig, overlay).await?;
     let limit = Duration::from_secs(120);
     eventually("the product is ready", limit, async || ready(client).await).await

@@ -53,12 +53,8 @@ async fn left(story: &Story) -> anyhow::Result<Vec<String>> {
         args.extend(kind.split(' '));
         let names = run_kubectl(&story.kubeconfig, &args).await?;
         let ours = |name: &&str| {
-            let parts = [PRODUCT, "ebpfscaler", "external.metrics.k8s.io"];
-            match name.strip_prefix("namespace/") {
-                // Others may be the demo's, or of a test.
-                Some(namespace) => namespace == PRODUCT,
-                None => parts.iter().any(|part| name.contains(part)),
-            }
+            let ours = [PRODUCT, "ebpfscaler", "external.metrics.k8s.io"];
+            ours.iter().any(|part| name.contains(part)) && !name.contains("e2e-")
         };
         left.extend(names.lines().filter(ours).map(str::to_owned));
     }
