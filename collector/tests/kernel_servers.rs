@@ -55,9 +55,11 @@ fn installed(program: &str) -> bool {
 
 #[test]
 fn wrk_and_nginx_agree_with_us() {
-    if !installed("nginx") || !installed("wrk") {
-        eprintln!("skipped: nginx and wrk are not installed");
-        return;
+    for program in ["nginx", "wrk"] {
+        assert!(
+            installed(program),
+            "{program} is not installed: run hack/setup/packages.sh"
+        );
     }
     let mut world = World::new();
     let pod = world.pod("pod");
