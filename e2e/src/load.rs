@@ -23,6 +23,9 @@ use crate::{
     wait::eventually,
 };
 
+/// How old a live agent's report may be, and a question's way on top: hundredths of a second.
+const STALE: u32 = 175;
+
 /// A generator that was started; deleting its pod is up to `stop` or to the deletion of its namespace.
 #[derive(Debug)]
 pub struct Load {
@@ -96,19 +99,21 @@ impl Load {
         lock(&self.seen).progress.get(&target)?.last().cloned()
     }
 
-    /// The highest rate that a target was really sent over a window that ended at `end` (wall clock, seconds) or
-    /// up to a second before: what an honest measurement may answer at that time. A starved generator sends in
-    /// bursts. Ask for `--interval 20ms` and after the end, when all progress is known.
-    pub fn true_rate(&self, target: usize, end: f64, window: f64) -> f64 {
+    /// The lowest and the highest rate that a target was really sent over a window that ended at `end` (wall clock,
+    /// seconds) or up to [`STALE`] before: what an honest measurement may answer at that time. A starved generator
+    /// sends in bursts. Ask for `--interval 20ms` and after the end, when all progress is known.
+    pub fn true_rates(&self, target: usize, end: f64, window: f64) -> (f64, f64) {
         let seen = lock(&self.seen);
         let history = seen.progress.get(&target).map_or(&[][..], Vec::as_slice);
         let sent = |at: f64| {
             let after = history.partition_point(|progress| progress.t <= at);
             after.checked_sub(1).map_or(0, |last| history[last].sent)
         };
-        let ends = (0..=100).map(|hundredths| end - f64::from(hundredths) / 100.0);
+        let ends = (0..=STALE).map(|hundredths| end - f64::from(hundredths) / 100.0);
         let rates = ends.map(|end| (sent(end) - sent(end - window)) as f64 / window);
-        rates.fold(0.0, f64::max)
+        rates.fold((f64::MAX, 0.0), |(least, most), rate| {
+            (least.min(rate), most.max(rate))
+        })
     }
 
     /// When the first request of a phase went out to a target, by the node's wall clock.

@@ -37,10 +37,23 @@ impl Answers {
     /// have been told `--interval 20ms`.
     pub fn never_exceed(&self, load: &Load, share: f64) -> anyhow::Result<()> {
         for Answer { at, window, rate } in &self.answers {
-            let sent = load.true_rate(0, *at, *window);
+            let (_, most) = load.true_rates(0, *at, *window);
             ensure!(
-                *rate <= sent * (1.0 + share),
-                "{rate} requests/s over {window} s were answered, but {sent:.1} sent"
+                *rate <= most * (1.0 + share),
+                "{rate} requests/s over {window} s were answered, but {most:.1} sent"
+            );
+        }
+        Ok(())
+    }
+
+    /// Fails if an answer is off what a generator sent by more than a share of it, either way; as `never_exceed`.
+    pub fn agree(&self, load: &Load, share: f64) -> anyhow::Result<()> {
+        self.never_exceed(load, share)?;
+        for Answer { at, window, rate } in &self.answers {
+            let (least, _) = load.true_rates(0, *at, *window);
+            ensure!(
+                *rate >= least * (1.0 - share),
+                "only {rate} requests/s over {window} s were answered, but {least:.1} sent"
             );
         }
         Ok(())
