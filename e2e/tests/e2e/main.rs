@@ -7,6 +7,7 @@ mod external_api;
 mod hpa;
 mod install;
 mod invalid;
+mod nodes;
 mod operator_killed;
 mod probes_and_scrapes;
 mod scale_network;

@@ -8,6 +8,8 @@ use crate::steps::{Steps, cargo, is_root, xtask};
 
 /// The cluster that the end-to-end tests make and remove.
 const CLUSTER: &str = "test";
+/// It has two nodes, because much can only go wrong between nodes.
+const NODES: &str = "2";
 /// Tests whose names begin so need root and a kernel with BTF.
 const KERNEL: &str = "kernel_";
 /// The tests that need a cluster with everything in it.
@@ -121,7 +123,7 @@ fn e2e(steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
 fn on_cluster(steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
     steps.run(
         "cluster up",
-        &mut xtask(&["cluster", "up", "--name", CLUSTER])?,
+        &mut xtask(&["cluster", "up", "--name", CLUSTER, "--nodes", NODES])?,
     )?;
     steps.run(
         "build and load the images",
