@@ -149,9 +149,9 @@ impl Snapshot {
             ("sysctl", sysctls()),
             ("file", files()),
         ]);
-        // The kernel tests, whose things bear this prefix, may run at the same time.
+        // The kernel tests and the benches, whose things bear these prefixes, may run at the same time.
         for lines in kinds.values_mut() {
-            lines.retain(|line| !line.contains("ebst"));
+            lines.retain(|line| !line.contains("ebst") && !line.contains("ebsb"));
         }
         Self(kinds)
     }
@@ -237,7 +237,10 @@ fn mounts() -> BTreeSet<String> {
         .collect()
 }
 
-/// All control groups but those of other clusters, whose pods come and go.
+/// What the control groups of a node are called. Others come and go, with sessions and services of the machine.
+const NODE_CGROUPS: [&str; 5] = ["ebs-", "kube", "k8s", "containerd", "cri"];
+
+/// All control groups of nodes but those of other clusters, whose pods come and go.
 fn cgroups() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut open = vec![PathBuf::from("/sys/fs/cgroup")];
@@ -246,7 +249,10 @@ fn cgroups() -> BTreeSet<String> {
             let path = folder.join(&name);
             let is_other = name.starts_with("ebs-") && !name.contains(&format!("-{NAME}-"));
             if path.is_dir() && !path.is_symlink() && !is_other {
-                found.insert(path.display().to_string());
+                let text = path.display().to_string();
+                if NODE_CGROUPS.iter().any(|part| text.contains(part)) {
+                    found.insert(text);
+                }
                 open.push(path);
             }
         }
