@@ -75,6 +75,8 @@ pub struct Pods {
     releasing: Vec<(Slot, Instant)>,
     unmeasured: BTreeSet<Arc<str>>,
     quarantine: HashMap<u64, Quarantined>,
+    /// Cgroups of pods that the kernel side did not take.
+    refused: BTreeSet<u64>,
     next_epoch: u64,
     facts: Facts,
 }
@@ -91,6 +93,7 @@ impl Pods {
             releasing: Vec::new(),
             unmeasured: BTreeSet::new(),
             quarantine: HashMap::new(),
+            refused: BTreeSet::new(),
             next_epoch: first_epoch,
             facts: Facts::default(),
         }
@@ -136,24 +139,51 @@ impl Pods {
             }
         };
         self.by_cgroup.insert(cgroup_id, uid.clone());
-        let provisional = self.take_quarantined(kernel, cgroup_id, now);
+        let provisional = self.provisional(kernel, cgroup_id, now);
         if let Some(pod) = self.pods.get_mut(&uid) {
             pod.cgroups.insert(cgroup_id, path.to_owned());
-            if let Some(slot) = provisional {
-                self.facts.claimed += 1;
-                self.by_slot.insert(slot, uid.clone());
-                if pod.slot.is_none() || pod.slot == Some(slot) {
-                    // Its counts need not be moved when it simply becomes the pod's.
-                    pod.slot = Some(slot);
-                } else {
-                    pod.claimed.push((slot, now + LINGER));
-                }
-            }
         }
-        self.give_slot(kernel, &uid);
-        self.assign(kernel, &uid, cgroup_id);
+        self.claim(kernel, &uid, cgroup_id, provisional, now);
         self.mark(&uid);
         uid
+    }
+
+    /// Counts a cgroup for its pod, with what it has counted provisionally.
+    fn claim(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        uid: &Arc<str>,
+        cgroup_id: u64,
+        provisional: Option<Slot>,
+        now: Instant,
+    ) {
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let mut becomes_the_pods = false;
+        if pod.slot.is_none() && provisional.is_some() {
+            // Its counts need not be moved when it simply becomes the pod's.
+            pod.slot = provisional;
+            becomes_the_pods = true;
+        }
+        self.give_slot(kernel, uid);
+        let assigned = self.assign(kernel, uid, cgroup_id);
+        let (Some(slot), Some(pod)) = (provisional, self.pods.get_mut(uid)) else {
+            return;
+        };
+        if assigned {
+            self.quarantine.remove(&cgroup_id);
+            self.facts.claimed += 1;
+            self.by_slot.insert(slot, uid.clone());
+            if pod.slot != Some(slot) {
+                pod.claimed.push((slot, now + LINGER));
+            }
+        } else if becomes_the_pods {
+            // Refused: the slot is still the quarantine's, to be claimed later or forgotten.
+            pod.slot = None;
+            self.by_slot.remove(&slot);
+            self.give_slot(kernel, uid);
+        }
     }
 
     /// A cgroup is gone; with a pod's own directory, the pod.
@@ -161,6 +191,7 @@ impl Pods {
         let Some(uid) = self.by_cgroup.remove(&cgroup_id) else {
             return;
         };
+        self.refused.remove(&cgroup_id);
         kernel.unassign(cgroup_id);
         let Some(pod) = self.pods.get_mut(&uid) else {
             return;
@@ -172,6 +203,7 @@ impl Pods {
         if let Some(mut pod) = self.pods.remove(&uid) {
             for (cgroup_id, _) in pod.cgroups.drain() {
                 self.by_cgroup.remove(&cgroup_id);
+                self.refused.remove(&cgroup_id);
                 kernel.unassign(cgroup_id);
             }
             self.unmeasured.remove(&uid);
@@ -269,25 +301,35 @@ impl Pods {
         }
     }
 
-    fn assign(&mut self, kernel: &mut dyn Kernel, uid: &str, cgroup_id: u64) {
+    fn assign(&mut self, kernel: &mut dyn Kernel, uid: &str, cgroup_id: u64) -> bool {
         let Some(slot) = self.pods.get(uid).and_then(|pod| pod.slot) else {
-            return;
+            return false;
         };
-        if let Err(error) = kernel.assign(cgroup_id, slot) {
-            self.facts.refused += 1;
-            tracing::warn!(%uid, cgroup_id, %error, "the cgroup is not measured");
+        match kernel.assign(cgroup_id, slot) {
+            Ok(()) => {
+                self.refused.remove(&cgroup_id);
+                true
+            }
+            Err(error) => {
+                // It is tried again while it counts provisionally, but told once.
+                if self.refused.insert(cgroup_id) {
+                    self.facts.refused += 1;
+                    tracing::warn!(%uid, cgroup_id, %error, "the cgroup is not measured");
+                }
+                false
+            }
         }
     }
 
     /// The provisional slot of a cgroup, if the kernel saw it before we did.
-    fn take_quarantined(
+    fn provisional(
         &mut self,
         kernel: &mut dyn Kernel,
         cgroup_id: u64,
         now: Instant,
     ) -> Option<Slot> {
         self.refresh_quarantine(kernel, now);
-        self.quarantine.remove(&cgroup_id).map(|q| q.slot)
+        self.quarantine.get(&cgroup_id).map(|q| q.slot)
     }
 
     fn refresh_quarantine(&mut self, kernel: &mut dyn Kernel, now: Instant) {

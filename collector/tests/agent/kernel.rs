@@ -22,6 +22,8 @@ struct State {
     changed: BTreeSet<Slot>,
     wanted: BTreeSet<Family>,
     broken: BTreeSet<Family>,
+    /// The map of cgroups has no room for more.
+    full: bool,
     /// Requests that found no slot, or one that is somebody else's now.
     lost: u64,
 }
@@ -77,6 +79,11 @@ impl FakeKernel {
 
     pub fn break_family(&self, family: Family) {
         self.0.lock().unwrap().broken.insert(family);
+    }
+
+    /// From now on cgroups are refused, or no longer.
+    pub fn set_full(&self, full: bool) {
+        self.0.lock().unwrap().full = full;
     }
 
     pub fn slots_taken(&self) -> usize {
@@ -153,6 +160,12 @@ impl Kernel for FakeKernel {
     fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError> {
         let mut state = self.0.lock().unwrap();
         assert!(state.is_current(slot), "assigned to a stale slot: {slot:?}");
+        if state.full && !state.assigned.contains_key(&cgroup_id) {
+            return Err(ProbeError::Kernel {
+                act: "assign a cgroup to a slot".to_owned(),
+                reason: "scripted: no room".to_owned(),
+            });
+        }
         state.quarantine.remove(&cgroup_id);
         state.assigned.insert(cgroup_id, slot);
         Ok(())

@@ -124,6 +124,41 @@ fn an_id_that_no_path_explains_is_forgotten() {
 }
 
 #[test]
+fn a_refused_cgroup_counts_nothing_twice_and_is_claimed_when_there_is_room() {
+    let mut story = Story::new(4);
+    story.added("a", 1);
+    story.kernel.set_full(true);
+    story.added("a", 2);
+    story.kernel.serve(2, 5);
+    for _ in 0..10 {
+        // It counts provisionally, and is asked for again and again; none of it is the pod's yet.
+        let changes = story.read_after(LINGER / 2);
+        assert!(
+            changes.samples.iter().all(|s| requests(s) == ("a", 0)),
+            "{changes:?}"
+        );
+    }
+    assert_eq!(story.pods.facts().refused, 1, "told once");
+    story.kernel.set_full(false);
+    assert_eq!(all(&story.read()), [("a", 5)]);
+    story.kernel.serve(2, 1);
+    assert_eq!(all(&story.read()), [("a", 6)]);
+    story.read_after(LINGER);
+    assert_eq!(all(&story.read()), [("a", 6)]);
+    assert_eq!(story.kernel.slots_taken(), 1);
+
+    // Its first cgroup is refused: the provisional slot is not the pod's, and is forgotten in the end.
+    story.kernel.set_full(true);
+    story.kernel.serve(3, 4);
+    story.added("b", 3);
+    assert_eq!(all(&story.read()), [("b", 0)]);
+    assert_eq!(story.kernel.slots_taken(), 3);
+    story.read_after(QUARANTINE);
+    assert_eq!(story.kernel.slots_taken(), 2);
+    assert_eq!(story.pods.facts().forgotten, 1);
+}
+
+#[test]
 fn a_pod_that_ends_reports_its_last_reading_and_frees_its_slot_later() {
     let mut story = Story::new(1);
     story.added("a", 1);
