@@ -136,20 +136,31 @@ unsafe fn make_with(
     }
 }
 
-/// Writes every field that a maker ever writes; the others stay zero.
+/// What the packet's addresses and ports say of its connection.
 #[inline(always)]
-pub unsafe fn write_blank(blank: *mut Flow, packet: &Packet, slot_ref: u64) {
-    let inside = packet.inside();
+fn kind_of(packet: &Packet) -> u32 {
     let port = packet.local_port();
     let excluded = EXCLUDED_PORTS
         .get(port >> 6)
         .is_some_and(|word| (word >> (port & 63)) & 1 != 0);
+    let mut kind = 0;
+    if packet.inside() {
+        kind |= kind::LOOPBACK;
+    }
+    if excluded {
+        kind |= kind::EXCLUDED;
+    }
+    kind
+}
+
+/// Writes every field that a maker ever writes; the others stay zero.
+#[inline(always)]
+pub unsafe fn write_blank(blank: *mut Flow, packet: &Packet, slot_ref: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         (*blank).slot = slot_ref;
         (*blank).cookie = bpf_ktime_get_ns();
-        (*blank).kind =
-            if inside { kind::LOOPBACK } else { 0 } | if excluded { kind::EXCLUDED } else { 0 };
+        (*blank).kind = kind_of(packet);
         (*blank).rx_flags = 0;
         (*blank).rx_next = packet.seq as u64;
         (*blank).tx_next = packet.ack;
@@ -180,7 +191,8 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
             get!(parked.parked_probes) as u64,
         );
         (*flow).rx_flags = get!(parked.rx_flags) & !rx_flag::PARKED;
-        (*flow).answer_at = get!(parked.answer_at);
+        // Nothing has been sent yet; a SYN that carried the request acknowledged nothing.
+        (*flow).answer_at = get!(flow.tx_next);
         copy_words::<{ size_of::<Machine>() / 8 }>(
             (&raw const (*parked).rx).cast(),
             (&raw mut (*flow).rx).cast(),
@@ -243,6 +255,33 @@ fn moved(packet: &Packet, flow: *mut Flow, cached: u64) -> Option<Slot> {
             tally!(slot, begun, in_flight(flow));
         }
         Some(slot)
+    }
+}
+
+/// A socket that was disconnected (connect(2), AF_UNSPEC) connects again: nothing of the former connection counts.
+///
+/// # Safety
+/// The flow is valid; the former connection's packets no longer find its socket.
+#[inline(always)]
+pub unsafe fn connected_again(packet: &Packet, flow: *mut Flow, slot: Slot) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let aborted = in_flight(flow);
+        if aborted != 0 {
+            tally!(slot, requests_aborted, aborted);
+            tally!(slot, ended, aborted);
+        }
+        tally!(slot, connections_closed, 1);
+        tally!(slot, connections_opened, 1);
+        set!(flow.flush, get!(flow.head));
+        set!(flow.lost_tail, get!(flow.lost_head));
+        set!(flow.early_segments, 0);
+        set!(flow.kind, kind_of(packet) | kind::OPENED);
+        set!(flow.rx_flags, 0);
+        set!(flow.rx.phase, phase::START);
+        set!(flow.tx_flags, 0);
+        set!(flow.tx.phase, phase::SEARCH);
+        set!(flow.tx_next, packet.seq);
     }
 }
 

@@ -16,6 +16,7 @@ use crate::packet::{Packet, SYN, TCP};
 use crate::slots::{Slot, resolve, tally};
 use crate::{flows, requests, responses};
 
+const TCP_SYN_SENT: u32 = 2;
 const TCP_LISTEN: u32 = 10;
 /// What the hook returns to let the packet pass; it always does.
 const PASS: i32 = 1;
@@ -68,7 +69,12 @@ fn packet(skb: *mut __sk_buff, ingress: bool) {
         slot
     };
     // SAFETY: the socket's storage.
-    unsafe { connection(&packet, flow, slot) };
+    unsafe {
+        if packet.connects() && get!(flow.tx_next) != packet.seq {
+            flows::connected_again(&packet, flow, slot);
+        }
+        connection(&packet, flow, slot);
+    }
 }
 
 #[inline(always)]
@@ -79,7 +85,9 @@ unsafe fn connection(packet: &Packet, flow: *mut Flow, slot: Slot) {
             count_bytes(packet, slot);
         }
         if packet.ingress {
-            if packet.flags & SYN != 0 {
+            // The answer to our own SYN; what duplicates of a SYN say later is old.
+            let sk = packet.sk;
+            if packet.flags & SYN != 0 && get!(sk.state) == TCP_SYN_SENT {
                 set!(flow.rx_next, packet.seq as u64);
             }
             requests::segment(packet, flow, slot);

@@ -11,6 +11,7 @@ const HOP_BY_HOP: u32 = 0;
 const UDP: u32 = 17;
 /// A flag of the TCP header.
 pub const SYN: u32 = 2;
+const ACK: u32 = 16;
 
 const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
@@ -183,6 +184,12 @@ impl Packet {
         self.ack = u32::from_be(self.tcp[2]);
         // A SYN takes the first sequence number.
         self.seq = u32::from_be(self.tcp[1]).wrapping_add(u32::from(self.flags & SYN != 0));
+    }
+
+    /// Whether the packet asks for a connection from here.
+    #[inline(always)]
+    pub fn connects(&self) -> bool {
+        !self.ingress && self.flags & (SYN | ACK) == SYN
     }
 
     /// Bytes behind the headers.
