@@ -61,6 +61,38 @@ pub struct Added {
     pub covered: u64,
 }
 
+/// Average requests in flight over a span, found in two ways that have nothing in common but the truth.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Concurrency {
+    /// The level (starts - ends), integrated over time. Sees requests that are not answered yet, or never; drifts
+    /// if an end is missed.
+    pub by_level: f64,
+    /// Little's law: the latencies of what was answered, per time. Can not drift; is late by what is in flight at
+    /// the span's edges, and blind to requests that are cut off.
+    pub by_latency: f64,
+}
+
+impl Concurrency {
+    /// Whether the ways agree. `edges` is the largest number that was in flight at either end of a span in which
+    /// latencies were up to `longest` microseconds: what the two can differ by without anything being wrong.
+    pub fn agrees(&self, edges: f64, longest: u64, span: u64, tolerance: f64) -> bool {
+        let slack = 2.0 * edges * longest as f64 / span.max(1) as f64;
+        (self.by_level - self.by_latency).abs()
+            <= slack + tolerance * self.by_level.max(self.by_latency)
+    }
+}
+
+impl Added {
+    /// The average number of requests in flight; none if nothing of the span has been seen.
+    pub fn concurrency(&self) -> Option<Concurrency> {
+        let per_time = |total| self.amounts.get(total) / self.covered as f64;
+        (self.covered != 0).then(|| Concurrency {
+            by_level: per_time(Total::InFlightMicros),
+            by_latency: per_time(Total::LatencyMicros),
+        })
+    }
+}
+
 /// One pod's readings in one epoch.
 #[derive(Clone, Debug)]
 pub struct Series {

@@ -145,6 +145,51 @@ fn in_flight_is_averaged_over_time_and_holds_between_readings() {
     assert_eq!(average(30, 10), 0.0);
 }
 
+/// A pod with these requests (begin and end, microseconds), read every 250 ms until `end`.
+fn served(requests: &[(u64, u64)], end: u64) -> Series {
+    let mut series = Series::from_birth(&self::requests(0), 0, 0, 1);
+    for at in (TICK..=end).step_by(TICK as usize) {
+        let begun = requests.iter().filter(|r| r.0 <= at);
+        let ended = requests.iter().filter(|r| r.1 <= at);
+        let sample = Sample {
+            counters: Counters {
+                requests: begun.clone().count() as u64,
+                requests_in_flight: (begun.count() - ended.clone().count()) as u64,
+                request_latency_sum_micros: ended.map(|r| r.1 - r.0).sum(),
+                ..Counters::default()
+            },
+            ..self::requests(0)
+        };
+        series.push(&sample, at - TICK, at);
+    }
+    series
+}
+
+#[test]
+fn the_level_and_littles_law_agree_and_a_missed_end_shows() {
+    let end = 40 * SECOND;
+    let slow: Vec<_> = (0..4000)
+        .map(|n| (n * 9_973, n * 9_973 + 300_000 + n * 7919 % 400_000))
+        .collect();
+    let added = served(&slow, end).added(end - SECOND, 30 * SECOND, 0);
+    let both = added.concurrency().unwrap();
+    // 100 a second, each half a second.
+    assert!((both.by_latency - 50.0).abs() < 2.0, "{both:?}");
+    assert!(both.agrees(70.0, 700_000, 30 * SECOND, 0.02), "{both:?}");
+    // Ten answers that were missed stay in flight for ever: the level alone drifts.
+    let missed: Vec<_> = slow
+        .iter()
+        .enumerate()
+        .map(|(n, r)| if n % 400 == 0 { (r.0, u64::MAX) } else { *r })
+        .collect();
+    let both = served(&missed, end)
+        .added(end - SECOND, 30 * SECOND, 0)
+        .concurrency()
+        .unwrap();
+    assert!(!both.agrees(70.0, 700_000, 30 * SECOND, 0.02), "{both:?}");
+    assert_eq!(Added::default().concurrency(), None);
+}
+
 #[test]
 fn latencies_of_a_window_are_those_that_happened_in_it() {
     let with = |n: u64, micros: &[(u64, u64)]| Sample {
