@@ -7,7 +7,7 @@ export PATH := $(CACHE)/tools/bin:$(PATH)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit lint bench generate images clean
+.PHONY: help setup demo demo-down test test-unit test-long lint bench generate images clean
 
 help: ## List the targets
 	@echo "Times are for 2 cores: on an empty cache / on a warm one."
@@ -27,6 +27,9 @@ test: setup ## Run all tests: unit, kernel, API contract, and end to end on a re
 
 test-unit: ## Run the tests that need neither root nor a cluster (5 / 1 min)
 	@cargo xtask test unit
+
+test-long: setup ## Run the kernel tests with their long variants: 100,000 connections (root; 3 min)
+	@cargo xtask test kernel --long
 
 lint: setup ## rustfmt, clippy with warnings denied, cargo-deny, shell syntax, generated files up to date (8 / 2 min)
 	@cargo xtask lint

@@ -2,7 +2,9 @@
 //! veth, so that traffic really comes from outside. Needs root; what it makes it removes.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod agent;
 pub mod http;
+pub mod raw;
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -41,6 +43,11 @@ pub struct Pod {
     pub id: u64,
     pub slot: Slot,
     namespace: String,
+}
+
+/// Whether the long variants were asked for: `cargo xtask test kernel --long`.
+pub fn long() -> bool {
+    std::env::var_os("EBPF_SCALER_TEST_LONG").is_some()
 }
 
 pub fn sh(command: &str) {
@@ -121,6 +128,38 @@ impl World {
         (path, id)
     }
 
+    /// A cgroup at that path below the attached one, made level by level, which this world's own programs do not
+    /// know: another agent's to find.
+    pub fn nested(&mut self, path: &str) -> Pod {
+        let (mut end, mut id) = (0, 0);
+        for level in path.split('/') {
+            end += level.len();
+            if !self.root.join(&path[..end]).exists() {
+                id = self.cgroup(&path[..end]).1;
+            }
+            end += 1;
+        }
+        Pod {
+            cgroup: self.root.join(path),
+            id,
+            slot: Slot {
+                index: u32::MAX,
+                generation: 0,
+            },
+            namespace: format!("/run/netns/{}-s", self.name),
+        }
+    }
+
+    /// Removes a cgroup whose processes have ended.
+    pub fn remove(&self, path: &str) {
+        let cgroup = self.root.join(path);
+        assert!(
+            eventually(Duration::from_secs(5), || fs::remove_dir(&cgroup).is_ok()),
+            "{} is still in use",
+            cgroup.display()
+        );
+    }
+
     /// A pod with a slot.
     pub fn pod(&mut self, name: &str) -> Pod {
         let slot = self.probes.allocate().expect("a free slot");
@@ -184,7 +223,10 @@ impl Drop for World {
                 .output();
         }
         for cgroup in self.pod_cgroups.iter().rev().chain([&self.root]) {
-            let gone = eventually(Duration::from_secs(5), || fs::remove_dir(cgroup).is_ok());
+            // A test may have removed it itself.
+            let gone = eventually(Duration::from_secs(5), || {
+                fs::remove_dir(cgroup).is_ok() || !cgroup.exists()
+            });
             if !gone && !std::thread::panicking() {
                 panic!("{} is still in use", cgroup.display());
             }

@@ -22,6 +22,9 @@ pub struct Args {
     /// Run one tier only
     #[arg(value_enum)]
     tier: Option<Tier>,
+    /// Also run the long variants of the kernel tests (100,000 connections against the real bound): minutes, 2 GiB
+    #[arg(long)]
+    long: bool,
     /// Leave the end-to-end tests' cluster up, for a look at it
     #[arg(long)]
     keep: bool,
@@ -47,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         unit(&mut steps)?;
     }
     if wanted(Tier::Kernel) {
-        kernel(&mut steps)?;
+        kernel(&mut steps, args.long)?;
     }
     if wanted(Tier::E2e) {
         e2e(&mut steps, &args)?;
@@ -90,8 +93,12 @@ fn test_targets() -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-fn kernel(steps: &mut Steps) -> anyhow::Result<()> {
+fn kernel(steps: &mut Steps, long: bool) -> anyhow::Result<()> {
     let mut command = cargo_test(&[format!("{KERNEL}*")]);
+    if long {
+        // The kernel tests' harness is the one place that reads it.
+        command.env("EBPF_SCALER_TEST_LONG", "1");
+    }
     if !is_root() {
         let target = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
         command.env(target, "sudo --preserve-env");
