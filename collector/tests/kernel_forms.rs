@@ -234,9 +234,8 @@ fn header_names_and_line_ends_in_any_spelling() {
             "POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n{n:x}\r\n{body}\r\n0\r\n\r\n"
         ),
         // Names that only begin like those that matter.
-        format!(
-            "GET / HTTP/1.1\r\ncontent-length-x: 9\r\nx-content-length: 9\r\ntransfer-encodings: chunked\r\n\r\n"
-        ),
+        "GET / HTTP/1.1\r\ncontent-length-x: 9\r\nx-content-length: 9\r\ntransfer-encodings: chunked\r\n\r\n"
+            .to_owned(),
     ];
     let answers = [
         format!("HTTP/1.1 200 OK\r\ncontent-length: {n}\r\n\r\n{body}"),
