@@ -219,3 +219,11 @@ fn more_first_payloads_than_can_wait_are_counted_when_they_come_again() {
         world.troubles()
     );
 }
+
+#[test]
+fn every_statistic_is_documented() {
+    let page = include_str!("../../docs/metrics.md");
+    for (name, _) in World::new().probes.statistics().values {
+        assert!(page.contains(&format!("| `{name}` | ")), "{name}");
+    }
+}

@@ -100,6 +100,11 @@ macro_rules! stats {
         impl Stat {
             /// Every kind with its name for people and metrics, in the order of the indices.
             pub const ALL: &[(Stat, &str)] = &[$((Stat::$name, $label),)+];
+
+            /// What is counted, in one sentence for people.
+            pub const fn help(self) -> &'static str {
+                match self { $(Stat::$name => concat!($($doc),+).trim_ascii(),)+ }
+            }
         }
     };
 }

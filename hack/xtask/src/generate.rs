@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use ebpf_scaler_common::record::Stat;
 use ebpf_scaler_measure::metric::{Metric, Window};
 
 use crate::steps::cargo;
@@ -98,8 +99,39 @@ fn metrics() -> String {
             metric.help()
         ));
     }
+    page.push_str(
+        "\n## What the agent could not do\n\n\
+         Served by the agent's own `/metrics` as `ebpf_scaler_agent_probe_<name>` (`_total` but for gauges). All are \
+         zero on a\nhealthy node; each says what of the measurement is missing, or estimated, and why.\n\n\
+         | name | what |\n|---|---|\n",
+    );
+    let of_programs = Stat::ALL.iter().map(|(stat, name)| (*name, stat.help()));
+    for (name, help) in of_programs.chain(OF_USER_SPACE.iter().copied()) {
+        page.push_str(&format!("| `{name}` | {} |\n", help.trim_end_matches('.')));
+    }
     page
 }
+
+/// What the agent adds to the programs' statistics; a kernel test compares the page with what is really served.
+const OF_USER_SPACE: [(&str, &str); 5] = [
+    (
+        "live_socket_storages",
+        "TCP sockets that have state now, at most 65,536 (a gauge)",
+    ),
+    ("live_slots", "Slots that pods have now (a gauge)"),
+    (
+        "slots_full",
+        "Times that a pod found no free slot; raise --max-pods",
+    ),
+    (
+        "quarantine_forgotten_cgroups",
+        "Unknown cgroups whose path did not become known in time",
+    ),
+    (
+        "quarantine_forgotten_requests",
+        "Requests of those, which are in no pod's count",
+    ),
+];
 
 /// The workspace's programs, by name.
 struct Programs(HashMap<String, PathBuf>);
