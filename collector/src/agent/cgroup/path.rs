@@ -68,17 +68,13 @@ pub fn parse(path: &str) -> Option<PodCgroup> {
     None
 }
 
-/// `<id>` as cgroupfs has it, or `<runtime>-<id>.scope` as systemd does.
+/// `<id>` as containerd names it with cgroupfs, `crio-<id>` as CRI-O does, or `<runtime>-<id>.scope` with systemd.
 fn container_id(name: &str) -> Option<String> {
-    let id = match name.strip_suffix(".scope") {
-        Some(scope) => {
-            let (runtime, id) = scope.rsplit_once('-')?;
-            // CRI-O's monitor process has a scope of its own beside the container's.
-            if runtime.ends_with("conmon") {
-                return None;
-            }
-            id
-        }
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    let id = match name.rsplit_once('-') {
+        // CRI-O's monitor process has a cgroup of its own beside the container's.
+        Some((runtime, _)) if runtime.ends_with("conmon") => return None,
+        Some((_, id)) => id,
         None => name,
     };
     (id.len() >= 12 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
@@ -104,6 +100,10 @@ mod tests {
             let container = format!("{pod}/{CONTAINER}");
             assert_eq!(of(&container), Some((UID.into(), Some(CONTAINER.into()))));
             assert_eq!(parse(&container).unwrap().pod_dir, pod);
+            let crio = format!("{pod}/crio-{CONTAINER}");
+            assert_eq!(of(&crio), Some((UID.into(), Some(CONTAINER.into()))));
+            let monitor = format!("{pod}/crio-conmon-{CONTAINER}");
+            assert_eq!(of(&monitor), Some((UID.into(), None)));
         }
     }
 
