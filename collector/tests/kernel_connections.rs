@@ -75,6 +75,33 @@ fn connections_older_than_the_programs_are_counted_at_once() {
 }
 
 #[test]
+fn tunnels_older_than_the_programs_stay_bytes() {
+    let (mut world, mut pod, listener) = one_pod(80);
+    let mut socket = Pair::new(&listener);
+    socket.turn(
+        "GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    );
+    let mut database = Pair::new(&listener);
+    database.turn(b"\0\0\0\x08\x04\xd2\x16\x2f", "N");
+    restart(&mut world, &mut pod);
+    for n in 0..50u8 {
+        // Masked frames, their answers, and a query that carries what looks like a request.
+        let frame = [&[0x82, 0x90, n, 1, 2, 3][..], &GET.as_bytes()[..16]].concat();
+        socket.turn(&frame, &frame[2..]);
+        database.turn(format!("Q\0\0\0\x50SELECT '{GET}'\0"), "C\0\0\0\x0dSELECT 1\0");
+    }
+    let c = world.counters(&pod);
+    assert_eq!(
+        (c.requests, c.responses_2xx, c.requests_in_flight),
+        (0, 0, 0),
+        "{}",
+        world.troubles()
+    );
+    assert!(c.receive_bytes as usize > 50 * GET.len());
+}
+
+#[test]
 fn requests_cut_off_are_aborted_and_leave_nothing_in_flight() {
     let (world, pod, listener) = one_pod(80);
     let live = || world.statistic("live_socket_storages");

@@ -53,18 +53,20 @@ fn every_driver_runtime_quality_and_kind_of_container() {
         port += 1;
         serve(&world.nested(&path), port, requests);
     };
-    // The cgroupfs driver, of containerd and CRI-O alike but for the prefix that old CRI-O gives.
+    // The cgroupfs driver; the sidecar as CRI-O names it, which has a monitor beside it.
     for qos in ["", "burstable/", "besteffort/"] {
         n += 1;
         let pod = format!("{qos}pod{}", uid(n));
         // Sandbox, init container (which ends), container, sidecar, and an ephemeral one that comes late.
-        for (role, requests) in [(0, 0), (1, 2), (2, 7), (3, 3), (4, 1)] {
-            serve_in(&mut world, format!("{pod}/{}", container(role)), requests);
+        let names = ["", "", "", "crio-", "", "crio-conmon-"];
+        for (role, requests) in [(0, 0), (1, 2), (2, 7), (3, 3), (4, 1), (5, 1)] {
+            let path = format!("{pod}/{}{}", names[role as usize], container(role));
+            serve_in(&mut world, path.clone(), requests);
             if role == 1 {
-                world.remove(&format!("{pod}/{}", container(role)));
+                world.remove(&path);
             }
         }
-        expected.push((uid(n), 13));
+        expected.push((uid(n), 14));
     }
     // The systemd driver.
     for qos in ["", "-burstable", "-besteffort"] {
