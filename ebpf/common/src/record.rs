@@ -114,9 +114,9 @@ stats! {
     UnknownCgroup = "unknown_cgroup_packets",
     /// Cgroups that found the quarantine full.
     QuarantineFull = "quarantine_full",
-    /// Sockets that got no state because as many as allowed have it.
+    /// Packets of sockets without state, because as many as allowed have it: counted by bytes only.
     FlowsFull = "socket_storage_capped",
-    /// Sockets that got no state because the kernel had no memory for it.
+    /// Packets of sockets without state, because the kernel had no memory for it: counted by bytes only.
     FlowsFailed = "socket_storage_failed",
     /// Packets of a socket that two CPUs handled at once, one of them too long for the other to wait.
     LostRace = "lost_races",
