@@ -89,7 +89,10 @@ fn tunnels_older_than_the_programs_stay_bytes() {
         // Masked frames, their answers, and a query that carries what looks like a request.
         let frame = [&[0x82, 0x90, n, 1, 2, 3][..], &GET.as_bytes()[..16]].concat();
         socket.turn(&frame, &frame[2..]);
-        database.turn(format!("Q\0\0\0\x50SELECT '{GET}'\0"), "C\0\0\0\x0dSELECT 1\0");
+        database.turn(
+            format!("Q\0\0\0\x50SELECT '{GET}'\0"),
+            "C\0\0\0\x0dSELECT 1\0",
+        );
     }
     let c = world.counters(&pod);
     assert_eq!(
