@@ -2,6 +2,9 @@
 # Installs the programs that come from the distribution: what a node of the test cluster runs on, and
 # what tests and benches compare with. Debian and its kin by apt; elsewhere it lists what is missing.
 # It removes no package and leaves no service running that was not.
+#
+#   packages.sh          what set-up, tests, demo and the bench of reaction times need
+#   packages.sh bench    what only `cargo xtask bench accuracy` and `overhead` need, in addition
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -15,9 +18,17 @@ node=(
 )
 # What tests and benches compare with.
 peers=(runqlat:libbpf-tools wrk:wrk hey:hey nginx:nginx-light h2load:nghttp2-client)
+# More servers and clients, with which only the benches on this host's kernel compare.
+bench=(
+  "${peers[@]}" nghttpd:nghttp2-server node:nodejs python3:python3 redis-server:redis-server
+  redis-benchmark:redis-tools postgres:postgresql pgbench:postgresql setpriv:util-linux
+  ip:iproute2 ethtool:ethtool
+)
 # Services that come with those packages and that we never want.
-services=(containerd nginx)
+services=(containerd nginx redis-server postgresql)
 places=$PATH:/usr/sbin:/sbin:/usr/local/sbin:/usr/lib/cni:/opt/cni/bin:/usr/libexec/cni
+# PostgreSQL's server lies in a directory of its version.
+for place in /usr/lib/postgresql/*/bin; do places+=:$place; done
 
 is_there() { [[ -n $(PATH=$places type -P "$1") ]]; }
 
@@ -71,12 +82,17 @@ install() {
 }
 
 only_one
-wanted=("${build[@]}" "${node[@]}" "${peers[@]}")
+case ${1:-} in
+  '') wanted=("${build[@]}" "${node[@]}" "${peers[@]}") ;;
+  bench) wanted=("${build[@]}" "${bench[@]}") ;;
+  *) fail "usage: packages.sh [bench]" ;;
+esac
 find_missing "${wanted[@]}"
 ((${#missing_programs[@]})) || exit 0
 say "missing: ${missing_programs[*]}"
 if ! command -v apt-get >/dev/null; then
   say "no apt here; in Debian they are in ${missing_packages[*]}, and Go in golang-$GO_MINIMUM-go or newer"
+  [[ ${1:-} == bench ]] && fail "please install: ${missing_programs[*]}"
   # Without the peers only some tests and benches fail; with docker the nodes are containers.
   has_docker && node=()
   find_missing "${build[@]}" "${node[@]}"

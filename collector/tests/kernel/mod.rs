@@ -1,13 +1,13 @@
-//! A pod as the programs see it: a cgroup, sockets made inside it, and a pair of network namespaces joined by
-//! veth, so that traffic really comes from outside. Needs root; what it makes it removes.
-#![allow(dead_code, reason = "each test binary uses its part")]
+//! A pod as the programs see it: a cgroup and sockets made inside it, on a testbed where traffic really comes from
+//! outside. Needs root; what it makes it removes.
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 pub mod agent;
 pub mod http;
 pub mod raw;
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
@@ -16,14 +16,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ebpf_scaler_collector::agent::probes::{Counters, Options, Probes, Reading, Slot};
+use ebpf_scaler_testbed as testbed;
+pub use ebpf_scaler_testbed::{CLIENT, SERVER, SERVER6, enter, eventually};
+use ebpf_scaler_testbed::{Namespaces, Wire, place};
 
-/// The pod's addresses and the client's.
-pub const SERVER: &str = "10.77.0.1";
-pub const CLIENT: &str = "10.77.0.2";
-pub const SERVER6: &str = "fd77::1";
 /// A port that the worlds exclude.
 pub const EXCLUDED: u16 = 9090;
 
@@ -34,6 +33,7 @@ pub struct World {
     pub name: String,
     pub root: PathBuf,
     pub probes: Probes,
+    namespaces: Namespaces,
     pod_cgroups: Vec<PathBuf>,
 }
 
@@ -42,7 +42,7 @@ pub struct Pod {
     pub cgroup: PathBuf,
     pub id: u64,
     pub slot: Slot,
-    namespace: String,
+    namespace: PathBuf,
 }
 
 /// Whether the long variants were asked for: `cargo xtask test kernel --long`.
@@ -51,34 +51,7 @@ pub fn long() -> bool {
 }
 
 pub fn sh(command: &str) {
-    let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// Where cgroup v2 is mounted: not always at /sys/fs/cgroup.
-pub fn cgroup2() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mount = mounts
-        .lines()
-        .find(|line| line.contains(" - cgroup2 "))
-        .expect("cgroup v2 is mounted");
-    PathBuf::from(mount.split(' ').nth(4).unwrap())
-}
-
-/// Namespaces joined by veth: NAME-s with the pods, NAME-c with the clients.
-fn namespaces(name: &str) {
-    sh(&format!(
-        "ip netns add {name}-s && ip netns add {name}-c &&
-         ip link add s0 netns {name}-s type veth peer name c0 netns {name}-c &&
-         ip -n {name}-s addr add {SERVER}/24 dev s0 && ip -n {name}-c addr add {CLIENT}/24 dev c0 &&
-         ip -n {name}-s addr add {SERVER6}/64 dev s0 nodad && ip -n {name}-c addr add fd77::2/64 dev c0 nodad &&
-         ip -n {name}-s link set lo up && ip -n {name}-c link set lo up &&
-         ip -n {name}-s link set s0 up && ip -n {name}-c link set c0 up"
-    ));
+    testbed::sh(command).unwrap();
 }
 
 impl World {
@@ -98,7 +71,7 @@ impl World {
             std::process::id(),
             WORLDS.fetch_add(1, Ordering::Relaxed)
         );
-        let root = cgroup2().join(&name);
+        let root = testbed::cgroup2().unwrap().join(&name);
         fs::create_dir(&root).unwrap();
         let mut options = Options {
             cgroup: root.clone(),
@@ -110,11 +83,12 @@ impl World {
             let _ = fs::remove_dir(&root);
             panic!("{e}")
         });
-        namespaces(&name);
+        let namespaces = Namespaces::create(&name, Wire::Direct).unwrap();
         World {
             name,
             root,
             probes,
+            namespaces,
             pod_cgroups: Vec::new(),
         }
     }
@@ -175,18 +149,18 @@ impl World {
             cgroup,
             id,
             slot,
-            namespace: format!("/run/netns/{}-s", self.name),
+            namespace: self.namespaces.server(),
         }
     }
 
     /// Moves this thread to where the clients are.
     pub fn enter_client(&self) {
-        enter(&format!("/run/netns/{}-c", self.name));
+        enter(&self.namespaces.client()).unwrap();
     }
 
     /// Moves this thread to where the pods are (not into their cgroups).
     pub fn enter_server(&self) {
-        enter(&format!("/run/netns/{}-s", self.name));
+        enter(&self.namespaces.server()).unwrap();
     }
 
     pub fn read(&self, pod: &Pod) -> Reading {
@@ -217,11 +191,6 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for end in ["s", "c"] {
-            let _ = Command::new("ip")
-                .args(["netns", "del", &format!("{}-{end}", self.name)])
-                .output();
-        }
         for cgroup in self.pod_cgroups.iter().rev().chain([&self.root]) {
             // A test may have removed it itself.
             let gone = eventually(Duration::from_secs(5), || {
@@ -231,27 +200,6 @@ impl Drop for World {
                 panic!("{} is still in use", cgroup.display());
             }
         }
-    }
-}
-
-pub fn enter(namespace: &str) {
-    let file = File::open(namespace).unwrap();
-    // SAFETY: the descriptor is open; only this thread moves.
-    let done = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
-}
-
-/// Polls until it holds; false if it does not in time.
-pub fn eventually(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + limit;
-    loop {
-        if holds() {
-            return true;
-        }
-        if Instant::now() > end {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -305,21 +253,7 @@ impl Pod {
     /// A command that runs in the pod's cgroup and namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let procs = File::options()
-            .write(true)
-            .open(self.cgroup.join("cgroup.procs"))
-            .unwrap();
-        let namespace = File::open(&self.namespace).unwrap();
-        // SAFETY: only system calls that are safe after fork.
-        unsafe {
-            command.pre_exec(move || {
-                (&procs).write_all(b"0")?;
-                match libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) {
-                    0 => Ok(()),
-                    _ => Err(io::Error::last_os_error()),
-                }
-            });
-        }
+        place(&mut command, &self.cgroup, Some(&self.namespace)).unwrap();
         command
     }
 }

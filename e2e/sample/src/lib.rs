@@ -14,6 +14,7 @@ pub mod schedule;
 pub mod serve;
 #[cfg(feature = "programs")]
 pub mod spin;
+pub mod spread;
 #[cfg(feature = "programs")]
 pub mod stream;
 #[cfg(feature = "programs")]

@@ -1,7 +1,8 @@
-//! `cargo xtask bench`: measurements on a real cluster, each beside its peer in the same run.
+//! `cargo xtask bench`: measurements, each beside its peer in the same run. Reaction times need a cluster; accuracy
+//! and overhead need this host's kernel only, and a program of their own (hack/bench) measures them.
 
+mod host;
 mod reaction;
-mod spread;
 mod visible;
 
 use crate::{demo, steps::Steps};
@@ -16,6 +17,14 @@ pub struct Args {
 enum What {
     /// From a load step to the patched Deployment: EbpfScaler and, on the same step, an HPA on our metric
     Reaction(Reaction),
+    /// Requests counted against requests generated, on this host's kernel, without a cluster
+    Accuracy(host::Options),
+    /// Nanoseconds of each program, throughput lost, memory and CPU of the agent, on this host's kernel
+    Overhead(host::Options),
+    /// Memory and CPU of the agent alone
+    Agent(host::Options),
+    /// Accuracy and overhead, written to docs/benchmarks.md
+    Docs(host::Options),
 }
 
 #[derive(clap::Args)]
@@ -27,12 +36,16 @@ struct Reaction {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Runtime::new()?;
     let mut steps = Steps::new("bench");
     match args.what {
         What::Reaction(Reaction { options, target }) => {
+            let runtime = tokio::runtime::Runtime::new()?;
             let kubeconfig = demo::set_up(&mut steps, &runtime, &target)?;
             runtime.block_on(reaction::run(&kubeconfig, &options))
         }
+        What::Accuracy(options) => host::run(&mut steps, "accuracy", &options),
+        What::Overhead(options) => host::run(&mut steps, "overhead", &options),
+        What::Agent(options) => host::run(&mut steps, "agent", &options),
+        What::Docs(options) => host::run(&mut steps, "docs", &options),
     }
 }

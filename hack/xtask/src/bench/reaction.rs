@@ -16,6 +16,7 @@ use ebpf_scaler_e2e::{
     unix_micros,
     wait::eventually,
 };
+use ebpf_scaler_sample::spread::Spread;
 use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler};
 use kube::{
     Api, Client,
@@ -25,7 +26,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{spread::Spread, visible::Visible};
+use super::visible::Visible;
 use crate::demo::remove_namespace;
 
 const NAMESPACE: &str = "ebpf-scaler-bench";

@@ -3,8 +3,11 @@
 /// Summary of measured values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
+    /// The middle value, or between the two in the middle.
     pub median: f64,
+    /// The smallest.
     pub least: f64,
+    /// The largest.
     pub most: f64,
 }
 
