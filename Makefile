@@ -34,7 +34,7 @@ test-long: setup ## Run the kernel tests with their long variants: 100,000 conne
 lint: setup ## rustfmt, clippy with warnings denied, cargo-deny, shell syntax, generated files up to date (8 / 2 min)
 	@cargo xtask lint
 
-bench: setup ## Measure reaction time beside the peer, on a real cluster (root or docker; 10 min)
+bench: setup ## Measure reaction time beside the peer, on a real cluster (root or docker; 10 min); more: cargo xtask bench --help
 	@cargo xtask bench reaction $(if $(ARGS),$(ARGS),--steps 5)
 
 generate: ## Write the generated files: CRD, flag reference (1 min)

@@ -120,7 +120,7 @@ impl World {
                 index: u32::MAX,
                 generation: 0,
             },
-            namespace: format!("/run/netns/{}-s", self.name),
+            namespace: self.namespaces.server(),
         }
     }
 

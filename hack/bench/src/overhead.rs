@@ -137,7 +137,7 @@ impl Results {
 pub fn tables(results: &Results) -> Vec<Table> {
     let mut tables = Vec::new();
     if !results.programs.is_empty() {
-        tables.push(programs::table(&results.programs, &results.empty));
+        tables.push(programs::table(&results.programs));
     }
     if !results.packets.is_empty() {
         tables.push(packets::table(&results.packets));

@@ -68,9 +68,12 @@ impl Table {
         text.extend(self.rows.iter().map(|row| line(row)));
         text.push('\n');
         for note in &self.notes {
-            let _ = writeln!(text, "{note}\n");
+            // Points of a list follow each other.
+            let end = if note.starts_with("* ") { "" } else { "\n" };
+            let _ = writeln!(text, "{note}{end}");
         }
-        text
+        text.truncate(text.trim_end().len());
+        text + "\n\n"
     }
 }
 

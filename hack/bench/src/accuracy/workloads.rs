@@ -19,6 +19,9 @@ const CONNECTIONS: u64 = 16;
 /// Requests that the pipelining client sends at once.
 const PIPELINED: u64 = 16;
 const WHOLE: usize = usize::MAX;
+/// Bodies of 64 KiB that look like requests.
+const UPLOAD: &str =
+    "wrk.method = 'POST'; wrk.body = string.rep('GET / HTTP/1.1\\r\\n\\r\\n', 3641)";
 
 /// How much of each.
 #[derive(Clone, Copy, Debug)]
@@ -84,12 +87,17 @@ const fn plain(name: &'static str, protocol: Protocol, server: Server, client: C
     }
 }
 
-const fn impaired(name: &'static str, impairment: Impairment, client: Client) -> Workload {
+const fn impaired(
+    name: &'static str,
+    impairment: Impairment,
+    server: Server,
+    client: Client,
+) -> Workload {
     Workload {
         name,
         wire: Wire::Relayed,
         protocol: Protocol::Http1,
-        server: Server::Nginx,
+        server,
         kind: Kind::Impaired(impairment, client),
     }
 }
@@ -178,9 +186,11 @@ pub static WORKLOADS: &[Workload] = &[
         Protocol::Http1,
         Server::Sample(0),
         |c| {
-            let script =
-                "wrk.method = 'POST'; wrk.body = string.rep('GET / HTTP/1.1\\r\\n\\r\\n', 3641)";
-            Wrk { script, ..wrk(c) }.run(&c.scene.site, &c.server.url("/sink"))
+            Wrk {
+                script: UPLOAD,
+                ..wrk(c)
+            }
+            .run(&c.scene.site, &c.server.url("/sink"))
         },
     ),
     plain(
@@ -220,22 +230,51 @@ pub static WORKLOADS: &[Workload] = &[
     plain("pgbench", Protocol::Postgresql, Server::Postgres, |c| {
         generators::pgbench(&c.scene.site, c.server.port, c.scale.time)
     }),
-    impaired("wrk at 1 % loss, nginx", LOSS, hello),
-    impaired("wrk 64 KiB POST at 1 % loss, nginx", LOSS, |c| {
-        // nginx refuses the method, but reads the body.
-        let script =
-            "wrk.method = 'POST'; wrk.body = string.rep('GET / HTTP/1.1\\r\\n\\r\\n', 3641)";
-        Wrk { script, ..wrk(c) }.run(&c.scene.site, &c.server.url("/small"))
-    }),
-    impaired("wrk at 2 % reordering, nginx", REORDERING, hello),
-    impaired("wrk 4 MiB at 2 % reordering, nginx", REORDERING, |c| {
-        let connections = 2;
-        Wrk {
-            connections,
-            ..wrk(c)
-        }
-        .run(&c.scene.site, &c.server.url("/big"))
-    }),
+    impaired("wrk at 1 % loss, nginx", LOSS, Server::Nginx, hello),
+    impaired(
+        "wrk POST 64 KiB at 1 % loss, hyper",
+        LOSS,
+        Server::Sample(0),
+        |c| {
+            Wrk {
+                script: UPLOAD,
+                ..wrk(c)
+            }
+            .run(&c.scene.site, &c.server.url("/sink"))
+        },
+    ),
+    // nginx refuses the method before it has read the body: answers overtake requests.
+    impaired(
+        "wrk POST 64 KiB, refused early, at 1 % loss, nginx",
+        LOSS,
+        Server::Nginx,
+        |c| {
+            Wrk {
+                script: UPLOAD,
+                ..wrk(c)
+            }
+            .run(&c.scene.site, &c.server.url("/small"))
+        },
+    ),
+    impaired(
+        "wrk at 2 % reordering, nginx",
+        REORDERING,
+        Server::Nginx,
+        hello,
+    ),
+    impaired(
+        "wrk 4 MiB at 2 % reordering, nginx",
+        REORDERING,
+        Server::Nginx,
+        |c| {
+            let connections = 2;
+            Wrk {
+                connections,
+                ..wrk(c)
+            }
+            .run(&c.scene.site, &c.server.url("/big"))
+        },
+    ),
 ];
 
 fn wrk<'a>(call: &Call<'_>) -> Wrk<'a> {

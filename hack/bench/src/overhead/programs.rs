@@ -162,23 +162,24 @@ pub fn costs(load: &str, rounds: &[Accounts]) -> Vec<Cost> {
 }
 
 /// For people.
-pub fn table(ours: &[Cost], empty: &[Cost]) -> Table {
+pub fn table(costs: &[Cost]) -> Table {
     let headings = [
         "program",
         "load",
         "ns/event net",
-        "with bpf_stats",
-        "least to most",
+        "empty program",
+        "both, least to most",
         "events",
     ];
     let mut table = Table::new("Programs, median nanoseconds for each event", &headings);
-    for cost in ours.iter().chain(empty) {
+    for cost in costs {
+        let net = cost.ns_per_event_net;
+        let text = |ns: Option<f64>| ns.map_or("-".to_owned(), |ns| format!("{ns:.0}"));
         table.row([
             cost.name.clone(),
             cost.load.clone(),
-            cost.ns_per_event_net
-                .map_or("-".to_owned(), |net| format!("{net:.0}")),
-            format!("{:.0}", cost.ns_per_event),
+            text(net),
+            text(net.map(|net| cost.ns_per_event - net)),
             format!("{:.0} to {:.0}", cost.spread[0], cost.spread[1]),
             cost.events.to_string(),
         ]);

@@ -136,13 +136,25 @@ fn turns(
             .any(|point| point.starts_with(&cost.name))
             || empty::is_empty(&cost.name)
     });
-    for mut cost in costs(load, &theirs) {
-        if !empty::is_empty(&cost.name) && cost.name.starts_with(RUNQLAT) {
-            cost.name = cost.name.replacen(RUNQLAT, "runqlat: ", 1);
-            all.push(cost);
-        }
-    }
+    all.extend(costs_of_runqlat(load, &theirs));
     Ok((all, comparison))
+}
+
+/// The costs of runqlat's programs, named so, net of the empty ones beside them.
+fn costs_of_runqlat(load: &str, rounds: &[Accounts]) -> Vec<Cost> {
+    let (empty, theirs): (Vec<Cost>, Vec<Cost>) = costs(load, rounds)
+        .into_iter()
+        .partition(|cost| empty::is_empty(&cost.name));
+    let named = |mut cost: Cost| {
+        let name = cost.name.strip_prefix(RUNQLAT)?.to_owned();
+        let beside = empty
+            .iter()
+            .find(|empty| empty.name == empty::beside(&name));
+        cost.ns_per_event_net = beside.map(|empty| cost.ns_per_event - empty.ns_per_event);
+        cost.name = format!("runqlat: {name}");
+        Some(cost)
+    };
+    theirs.into_iter().filter_map(named).collect()
 }
 
 /// What runqlat's programs are called in the accounts, so that they are not taken for ours.
@@ -179,7 +191,6 @@ fn per_switch(accounts: &Accounts) -> Option<f64> {
             .and_then(|runs| runs.each());
         let named = |name: &str| {
             let name = name.strip_prefix(RUNQLAT).unwrap_or(name);
-            let name = name.strip_prefix("handle_").unwrap_or(name);
             !empty::is_empty(name) && empty::beside(name) == empty::beside(point)
         };
         accounts
@@ -275,7 +286,7 @@ mod tests {
         assert_eq!(per_switch(&accounts), Some(100.0 + 20.0));
         let mut theirs = Accounts::from([idle(SWITCH), idle("sched_wakeup")]);
         theirs.insert(format!("{RUNQLAT}{SWITCH}"), runs(250_000, 1000));
-        theirs.insert(format!("{RUNQLAT}handle_sched_wakeup"), runs(50_000, 1000));
+        theirs.insert(format!("{RUNQLAT}sched_wakeup"), runs(50_000, 1000));
         assert_eq!(per_switch(&theirs), Some(200.0));
     }
 }
