@@ -2,13 +2,32 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::telemetry;
 
 /// Reconciles EbpfScaler resources and adjusts replicas.
 #[derive(Parser, Debug)]
-#[command(name = "operator", version)]
+#[command(name = "operator", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// Something else than running the operator
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// For running it
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// What needs no cluster.
+#[derive(Subcommand, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Answer scenarios on standard input, one JSON object a line, with what the HPA profile decides
+    Replay,
+}
+
+/// The flags of running the operator.
+#[derive(clap::Args, Debug)]
 pub struct Args {
     /// Logs
     #[command(flatten)]
@@ -203,12 +222,21 @@ mod tests {
 
     #[test]
     fn the_defaults_fit_together() {
-        Args::parse_from(["operator"]).check().unwrap();
+        let cli = Cli::parse_from(["operator"]);
+        assert_eq!(cli.command, None);
+        cli.args.check().unwrap();
+    }
+
+    #[test]
+    fn replay_is_a_subcommand_and_takes_none_of_the_flags() {
+        let cli = Cli::parse_from(["operator", "replay"]);
+        assert_eq!(cli.command, Some(Command::Replay));
+        assert!(Cli::try_parse_from(["operator", "--tick=1s", "replay"]).is_err());
     }
 
     #[test]
     fn every_flag_has_its_variable_and_a_help_text() {
-        for arg in Args::command().get_arguments() {
+        for arg in Cli::command().get_arguments() {
             let name = arg.get_id().as_str();
             if matches!(name, "help" | "version") {
                 continue;

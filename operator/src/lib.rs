@@ -12,6 +12,7 @@ mod fixtures;
 pub mod leader;
 pub mod metrics;
 pub mod poll;
+pub mod replay;
 pub mod scaler;
 pub mod status;
 pub mod stream;

@@ -1,11 +1,25 @@
 //! Parses the flags and hands over; everything else is in the library.
 
+use std::io;
+
 use clap::Parser;
-use ebpf_scaler_operator::args::Args;
+use ebpf_scaler_operator::{
+    args::{Cli, Command},
+    replay,
+};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    args.telemetry.init()?;
-    ebpf_scaler_operator::run(args).await
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Replay) => replay::run(
+            io::stdin().lock(),
+            io::BufWriter::new(io::stdout().lock()),
+            io::stderr(),
+        ),
+        None => {
+            cli.args.telemetry.init()?;
+            ebpf_scaler_operator::run(cli.args).await
+        }
+    }
 }

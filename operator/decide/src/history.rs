@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Observation, Policy, Reading, Sample, Time,
+    Decision, Observation, Policy, Profile, Reading, Rules, Sample, Time,
     evidence::{Recent, Short},
 };
 
@@ -23,6 +23,9 @@ pub struct History {
     lows: VecDeque<(Time, i32)>,
     ups: VecDeque<(Time, i32)>,
     downs: VecDeque<(Time, i32)>,
+    /// In the HPA profile, the longest period of the policies up and down: an older change may be
+    /// forgotten, though the other direction's policies may have longer periods.
+    forget_after: Option<(Duration, Duration)>,
     burst_until: Option<Time>,
     /// When the burst that is on began.
     burst_since: Option<Time>,
@@ -42,14 +45,22 @@ impl History {
         decision: &Decision,
         now: Time,
     ) {
+        let keep = (policy.up.stabilization.max(policy.down.stabilization)).max(LONGEST);
         if self.started.is_none() {
             self.started = Some(now);
             // As the HPA: the replicas found are a recommendation, so a restart lowers nothing.
-            self.recommend(decision.current, now);
+            self.recommend(decision.current, keep, now);
         }
         if let Some(n) = decision.recommendation {
-            self.recommend(n, now);
+            self.recommend(n, keep, now);
         }
+        let longest = |rules: &Rules| rules.policies.iter().map(|p| p.period).max();
+        self.forget_after = (policy.profile == Profile::Hpa).then(|| {
+            (
+                longest(&policy.up).unwrap_or_default(),
+                longest(&policy.down).unwrap_or_default(),
+            )
+        });
         if decision.burst_until.is_none() {
             self.burst_since = None;
         } else if self.burst_until(now).is_none() || self.burst_since.is_none() {
@@ -96,7 +107,7 @@ impl History {
         }
     }
 
-    fn recommend(&mut self, n: i32, now: Time) {
+    fn recommend(&mut self, n: i32, keep: Duration, now: Time) {
         while self.highs.back().is_some_and(|(_, v)| *v <= n) {
             self.highs.pop_back();
         }
@@ -106,7 +117,7 @@ impl History {
         }
         self.lows.push_back((now, n));
         for queue in [&mut self.highs, &mut self.lows] {
-            while queue.front().is_some_and(|(t, _)| now.since(*t) > LONGEST) {
+            while queue.front().is_some_and(|(t, _)| now.since(*t) > keep) {
                 queue.pop_front();
             }
         }
@@ -115,11 +126,15 @@ impl History {
     /// Remembers that replicas were really written.
     pub fn scaled(&mut self, from: i32, to: i32, now: Time) {
         let change = to.saturating_sub(from);
-        match change {
-            0 => return,
-            1.. => self.ups.push_back((now, change)),
-            _ => self.downs.push_back((now, change.saturating_neg())),
+        if change == 0 {
+            return;
         }
+        let (queue, forget_after) = if change > 0 {
+            (&mut self.ups, self.forget_after.map(|(up, _)| up))
+        } else {
+            (&mut self.downs, self.forget_after.map(|(_, down)| down))
+        };
+        remember(queue, change.saturating_abs(), forget_after, now);
         self.last_scale = Some(now);
         self.ready_since = None;
         for queue in [&mut self.ups, &mut self.downs] {
@@ -148,8 +163,7 @@ impl History {
     pub(crate) fn changes(&self, period: Duration, now: Time) -> (i32, i32) {
         let sum = |q: &VecDeque<(Time, i32)>| {
             q.iter()
-                .rev()
-                .take_while(|(t, _)| t.within(period, now))
+                .filter(|(t, _)| t.within(period, now))
                 .fold(0i32, |a, (_, n)| a.saturating_add(*n))
         };
         (sum(&self.ups), sum(&self.downs))
@@ -193,6 +207,21 @@ impl History {
     #[must_use]
     pub fn last_scale(&self) -> Option<Time> {
         self.last_scale
+    }
+}
+
+/// Adds a change. As the HPA does it (storeScaleEvent), it takes the place of the last one that is
+/// older than `forget_after`; the order is then no longer that of time.
+fn remember(
+    queue: &mut VecDeque<(Time, i32)>,
+    change: i32,
+    forget_after: Option<Duration>,
+    now: Time,
+) {
+    let old = |(t, _): &(Time, i32)| forget_after.is_some_and(|d| now.since(*t) > d);
+    match queue.iter().rposition(old).and_then(|i| queue.get_mut(i)) {
+        Some(place) => *place = (now, change),
+        None => queue.push_back((now, change)),
     }
 }
 

@@ -1,5 +1,6 @@
-//! A metric's proposal by exactly the HPA's arithmetic, from replica_calculator.go of Kubernetes
-//! 1.34 (GetExternalMetricReplicas, GetExternalPerPodMetricReplicas), in whole thousandths.
+//! The HPA's arithmetic: what a metric proposes, from replica_calculator.go of Kubernetes 1.34
+//! (GetExternalMetricReplicas, GetExternalPerPodMetricReplicas), in whole thousandths; and what all of
+//! them ask for, from horizontal.go. Never looks at bounds, policies or the past.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(crate) fn propose(
 ) -> Proposal {
     let within =
         |ratio: f64| 1.0 - policy.tolerance_down <= ratio && ratio <= 1.0 + policy.tolerance_up;
-    let usage = milli(value) as f64;
+    let mut usage = milli(value) as f64;
     let (replicas, inside) = match target {
         Target::Value(target) => {
             let ratio = usage / milli(target) as f64;
@@ -35,6 +36,8 @@ pub(crate) fn propose(
                 (ratio.ceil() as i32, false)
             } else if within(ratio) {
                 (observation.spec_replicas, true)
+            } else if observation.status_replicas.max(observation.ready_replicas) <= 0 {
+                return Proposal::missing("no pods exist");
             } else {
                 (
                     (ratio * f64::from(observation.ready_replicas)).ceil() as i32,
@@ -44,6 +47,10 @@ pub(crate) fn propose(
         }
         Target::Average(target) => {
             let target = milli(target) as f64;
+            if usage < 0.0 {
+                // Taken for a sum that overflowed.
+                usage = i64::MAX as f64;
+            }
             let ratio = usage / (target * f64::from(observation.status_replicas));
             if within(ratio) {
                 (observation.status_replicas, true)
@@ -63,4 +70,16 @@ pub(crate) fn propose(
         window,
         triggers_burst: false,
     }
+}
+
+/// What proposals that could be made, in the metrics' order, ask for together. Only a negative one,
+/// of a negative value, gives way to a smaller one.
+pub(crate) fn top(proposals: impl Iterator<Item = (usize, i32)>) -> Option<(usize, i32)> {
+    proposals.reduce(|top, next| {
+        if top.1 == 0 || next.1 > top.1 {
+            next
+        } else {
+            top
+        }
+    })
 }

@@ -70,15 +70,15 @@ pub fn decide(
 fn demand(decision: &mut Decision, policy: &Policy, history: &History, now: Time) {
     let current = decision.current;
     let hpa = policy.profile == Profile::Hpa;
-    let mut best: Option<(usize, i32)> = None;
-    let mut missing = 0usize;
-    for (i, p) in decision.metrics.iter().enumerate() {
-        match p.outcome {
-            Outcome::Replicas(n) if best.is_none_or(|(_, b)| n > b) => best = Some((i, n)),
-            Outcome::Replicas(_) => {}
-            Outcome::Missing(_) => missing += 1,
-        }
-    }
+    let proposals = decision.metrics.iter().enumerate();
+    let proposals = proposals.filter_map(|(i, p)| Some((i, p.replicas()?)));
+    let missing = decision.metrics.len() - proposals.clone().count();
+    let best = if hpa {
+        hpa::top(proposals)
+    } else {
+        // Of equal ones the first.
+        proposals.reduce(|top, next| if next.1 > top.1 { next } else { top })
+    };
     let Some((top, asked)) = best else {
         decision.reason = Reason::NoMetrics;
         // The HPA forgets that it held; we count holding as a recommendation to stay.
@@ -92,6 +92,7 @@ fn demand(decision: &mut Decision, policy: &Policy, history: &History, now: Time
         decision.recommendation = (!hpa).then_some(current);
         return;
     }
+    let asked = asked.max(0);
     decision.recommendation = Some(asked);
     let basis = decision.metrics.get(top).map(|p| p.basis);
     decision.reason = match asked.cmp(&current) {
