@@ -28,7 +28,9 @@ test: setup ## Run all tests: unit, kernel, API contract, and end to end on a re
 test-unit: ## Run the tests that need neither root nor a cluster (5 / 1 min)
 	@cargo xtask test unit
 
-test-long: setup ## Run the kernel tests with their long variants: 100,000 connections (root; 3 min)
+test-long: setup ## Run long variants: many times the random cases and scenarios, 100,000 connections (root; 25 / 20 min)
+	@cargo xtask test unit --long
+	@cargo xtask test differential --long
 	@cargo xtask test kernel --long
 
 lint: setup ## rustfmt, clippy with warnings denied, cargo-deny, shell syntax, generated files up to date (8 / 2 min)

@@ -1,10 +1,18 @@
-//! Runs the test tiers: unit, kernel, end to end. A tier that cannot run here is an error, never a skip.
+//! Runs the test tiers: unit, differential, kernel, end to end. A tier that cannot run here is an error, never a skip.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::SystemTime,
+};
 
 use anyhow::{Context, bail};
 
-use crate::steps::{Steps, cargo, is_root, xtask};
+use crate::{
+    cluster::cache,
+    generate::root,
+    steps::{Steps, cargo, is_root, xtask},
+};
 
 /// The cluster that the end-to-end tests make and remove.
 const CLUSTER: &str = "test";
@@ -16,18 +24,25 @@ const KERNEL: &str = "kernel_";
 const E2E: &str = "e2e";
 /// The test that makes and removes clusters of its own.
 const CLEANUP: &str = "cluster_cleanup";
+/// Tells tests to run their long variants: the kernel tests' harness reads it, and that of `decide`'s tests.
+const LONG: &str = "EBPF_SCALER_TEST_LONG";
+/// Random scenarios that decisions are compared in; some 5 ms each on 2 cores.
+const SCENARIOS: u32 = 5_000;
+/// The same in the long version.
+const LONG_SCENARIOS: u32 = 100_000;
 
 #[derive(clap::Args)]
 pub struct Args {
     /// Run one tier only
     #[arg(value_enum)]
     tier: Option<Tier>,
-    /// Also run the long variants of the kernel tests (100,000 connections against the real bound): minutes, 2 GiB
-    #[arg(long)]
-    long: bool,
     /// Leave the end-to-end tests' cluster up, for a look at it
     #[arg(long)]
     keep: bool,
+    /// Also run long variants: many more random cases and scenarios; of the kernel tests 100,000 connections
+    /// against the real bound, which take 2 GiB
+    #[arg(long)]
+    long: bool,
     /// Passed to the end-to-end test binary, for example the name of one test
     #[arg(last = true)]
     filter: Vec<String>,
@@ -37,6 +52,8 @@ pub struct Args {
 enum Tier {
     /// Unit, property, golden and API contract tests: neither root nor a cluster
     Unit,
+    /// Decide as the HPA controller of Kubernetes does, over random scenarios: Go
+    Differential,
     /// Load the BPF programs and check counts: root
     Kernel,
     /// A real cluster comes up, everything is installed, loaded and broken: root, or docker
@@ -47,7 +64,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let wanted = |tier| args.tier.is_none_or(|only| only == tier);
     let mut steps = Steps::new("test");
     if wanted(Tier::Unit) {
-        unit(&mut steps)?;
+        unit(&mut steps, args.long)?;
+    }
+    if wanted(Tier::Differential) {
+        differential(&mut steps, args.long)?;
     }
     if wanted(Tier::Kernel) {
         kernel(&mut steps, args.long)?;
@@ -67,14 +87,19 @@ fn cargo_test(targets: &[String]) -> Command {
     command
 }
 
-fn unit(steps: &mut Steps) -> anyhow::Result<()> {
+fn unit(steps: &mut Steps, long: bool) -> anyhow::Result<()> {
     let targets: Vec<String> = test_targets()?
         .into_iter()
         .filter(|name| !name.starts_with(KERNEL) && name != E2E && name != CLEANUP)
         .collect();
+    let mut command = cargo_test(&targets);
+    command.args(["--lib", "--bins"]);
+    if long {
+        command.env(LONG, "1");
+    }
     steps.run(
         "unit, property, golden and API contract tests",
-        cargo_test(&targets).args(["--lib", "--bins"]),
+        &mut command,
     )
 }
 
@@ -93,11 +118,57 @@ fn test_targets() -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
+/// Runs the HPA controller itself beside `operator replay`; see hack/kubernetes/differential.
+fn differential(steps: &mut Steps, long: bool) -> anyhow::Result<()> {
+    let setup = root().join("hack/setup/differential.sh");
+    steps.run(
+        "build the HPA controller that decisions are compared with",
+        Command::new("bash").arg(setup),
+    )?;
+    let operator = steps.step("build the operator", operator)?;
+    // The long run looks at other scenarios each day, and says which.
+    let (scenarios, seed) = if long {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        (LONG_SCENARIOS, now.map_or(1, |d| d.as_secs() / 86_400))
+    } else {
+        (SCENARIOS, 1)
+    };
+    let mut command = Command::new(cache().join("kubernetes/differential.test"));
+    command
+        .arg("-test.timeout=2h")
+        .arg("-operator")
+        .arg(operator);
+    command.arg(format!("-scenarios={scenarios}"));
+    command.arg(format!("-seed={seed}"));
+    command.arg("-example").arg(root().join("docs/replay.md"));
+    steps.run("decide as the HPA controller does", &mut command)
+}
+
+/// Builds the operator as the unit tier does, with its integration test, and gives its path.
+fn operator() -> anyhow::Result<PathBuf> {
+    let output = cargo_test(&["replay".to_owned()])
+        .args(["--no-run", "--message-format=json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot build the operator")?;
+    if !output.status.success() {
+        bail!("building the operator ended with {}", output.status);
+    }
+    let built = String::from_utf8(output.stdout)?;
+    let path = built.lines().find_map(|line| {
+        let artifact: serde_json::Value = serde_json::from_str(line).ok()?;
+        let found =
+            artifact["target"]["name"] == "operator" && artifact["profile"]["test"] == false;
+        let path = artifact["executable"].as_str().filter(|_| found)?;
+        Some(PathBuf::from(path))
+    });
+    path.context("cargo built no operator")
+}
+
 fn kernel(steps: &mut Steps, long: bool) -> anyhow::Result<()> {
     let mut command = cargo_test(&[format!("{KERNEL}*")]);
     if long {
-        // The kernel tests' harness is the one place that reads it.
-        command.env("EBPF_SCALER_TEST_LONG", "1");
+        command.env(LONG, "1");
     }
     if !is_root() {
         let target = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
