@@ -6,9 +6,21 @@
 use std::time::Duration;
 
 use ebpf_scaler_decide::{
-    Decision, History, Metric, Objective, Observation, Policy, Reading, Sample, Target, Time,
-    WindowSample, decide,
+    Decision, History, Metric, Objective, Observation, Policy, Profile, Reading, Sample, Target,
+    Time, WindowSample, decide,
 };
+
+/// Random cases to look at: `short`, or a hundred times as many, at least 1000, in the long version.
+pub fn cases(short: u32) -> u32 {
+    if std::env::var_os("EBPF_SCALER_TEST_LONG").is_some() {
+        (short * 100).max(1000)
+    } else {
+        short
+    }
+}
+
+/// How often an HPA looks, in milliseconds.
+const SYNC: u64 = 15_000;
 
 /// A small, good and reproducible generator (splitmix64).
 pub struct Random(u64);
@@ -153,7 +165,11 @@ impl World {
             }
             self.ready_at.retain(|t| *t > now);
             self.ready = self.spec - i32::try_from(self.ready_at.len()).unwrap();
-            if now.is_multiple_of(250) {
+            let period = match self.policy.profile {
+                Profile::Default => 250,
+                Profile::Hpa => SYNC,
+            };
+            if now.is_multiple_of(period) {
                 self.step();
             }
         }
