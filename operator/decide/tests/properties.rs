@@ -199,8 +199,8 @@ proptest! {
 
     #[test]
     fn a_restart_lowers_nothing(policy in policy(), begin in 2i32..300, step in step()) {
+        let policy = Policy { profile: Profile::Default, ..policy };
         let (_, max) = policy.bounds();
-        prop_assume!(policy.profile == Profile::Default);
         let mut step = step;
         step.foreign = None;
         run(&policy, begin, &[step], |d, _, _, _| {

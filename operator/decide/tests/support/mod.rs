@@ -10,10 +10,10 @@ use ebpf_scaler_decide::{
     Time, WindowSample, decide,
 };
 
-/// Random cases to look at: `short`, or a hundred times as many, at least 1000, in the long version.
+/// Random cases to look at: `short`, or forty times as many, at least 1000, in the long version.
 pub fn cases(short: u32) -> u32 {
     if std::env::var_os("EBPF_SCALER_TEST_LONG").is_some() {
-        (short * 100).max(1000)
+        (short * 40).max(1000)
     } else {
         short
     }
