@@ -9,91 +9,11 @@
 
 mod kernel;
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::process::{Child, Command};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ebpf_scaler_collector::agent::probes::{Buckets, Family, histogram};
-use kernel::{Pod, World, eventually};
-
-/// One at a time: they compete for the same CPU.
-static CPU: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    CPU.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Processes of a pod, ended with the test.
-struct Load(Vec<Child>);
-
-impl Load {
-    /// Spinning processes, pinned to the last CPU.
-    fn spin(pod: &Pod, count: usize) -> Load {
-        let cpu = std::thread::available_parallelism().unwrap().get() - 1;
-        let spin = |_| {
-            pin(pod.command("sh").args(["-c", "while :; do :; done"]), cpu)
-                .spawn()
-                .unwrap()
-        };
-        Load((0..count).map(spin).collect())
-    }
-
-    /// Sums over the processes of the time that they waited, nanoseconds, and of their time slices.
-    fn schedstat(&self) -> (u64, u64) {
-        (self.sum(1), self.sum(2))
-    }
-
-    /// How long the processes have run together, nanoseconds.
-    fn ran(&self) -> u64 {
-        self.sum(0)
-    }
-
-    fn sum(&self, field: usize) -> u64 {
-        self.0
-            .iter()
-            .map(|child| schedstat(child.id())[field])
-            .sum()
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn pin(command: &mut Command, cpu: usize) -> &mut Command {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: one system call after fork.
-    unsafe {
-        command.pre_exec(move || {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(cpu, &mut set);
-            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
-            Ok(())
-        })
-    }
-}
-
-/// Nanoseconds run, nanoseconds waited, time slices.
-fn schedstat(pid: u32) -> Vec<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
-    text.split_whitespace()
-        .map(|field| field.parse().unwrap())
-        .collect()
-}
-
-fn want(world: &mut World, families: &[Family]) {
-    let failed = world
-        .probes
-        .set_wanted(&families.iter().copied().collect::<BTreeSet<_>>());
-    assert_eq!(failed, []);
-}
+use kernel::load::{Load, alone, want};
+use kernel::{World, eventually};
 
 fn quantile(buckets: &Buckets, q: f64) -> u64 {
     let total: u64 = buckets.iter().sum();

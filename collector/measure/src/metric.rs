@@ -127,6 +127,16 @@ metrics! {
     RunQueueLatencyP99 => "runqueue_latency_p99_microseconds", Micros, RunQueue, Quantile(RunQueueLatency, 0.99);
     /// Threads that were runnable but had no CPU, on average over the window
     RunQueueWaitingThreads => "runqueue_waiting_threads", Count, RunQueue, SumOfRates;
+    /// Threads waiting while other threads of their own pod had the CPU, on average over the window
+    RunQueueWaitingThreadsSelf => "runqueue_waiting_threads_self", Count, RunQueue, SumOfRates;
+    /// Threads waiting while threads of other pods had the CPU, on average over the window
+    RunQueueWaitingThreadsOtherPods => "runqueue_waiting_threads_other_pods", Count, RunQueue, SumOfRates;
+    /// Threads waiting while threads outside the pods had the CPU, on average over the window
+    RunQueueWaitingThreadsSystem => "runqueue_waiting_threads_system", Count, RunQueue, SumOfRates;
+    /// Threads that the pod's own CPU limit kept from running, on average over the window (Linux 6.18, zero before)
+    RunQueueWaitingThreadsThrottled => "runqueue_waiting_threads_throttled", Count, RunQueue, SumOfRates;
+    /// Threads waiting while their CPU was idle (being woken, or moved from a busy CPU), on average over the window
+    RunQueueWaitingThreadsIdle => "runqueue_waiting_threads_idle", Count, RunQueue, SumOfRates;
     /// Share of the time in which the pod's own CPU limit kept it from running, averaged over the pods
     CpuThrottledRatio => "cpu_throttled_ratio", Ratio, RunQueue, MeanRatio;
     /// Bytes that the pods' sockets received, IP headers included

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::metric::Family;
-use crate::series::{Sample, Series};
+use crate::series::{MAX_PREEMPTORS, Preemptor, Sample, Series};
 use crate::time::Time;
 
 /// An agent that has not been heard for longer is silent. Agents report every 250 ms.
@@ -28,7 +28,7 @@ pub struct Hello {
 }
 
 /// One report of an agent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// A checkpoint of the past
     pub replay: bool,
@@ -60,6 +60,8 @@ pub struct Received {
 pub struct Tracked {
     /// Its counters over time
     pub series: Series,
+    /// Behind whom its threads waited most lately
+    pub preemptors: Vec<Preemptor>,
     /// When it was first reported here
     pub first_seen: Time,
     /// When the agent said that its cgroup is gone
@@ -196,7 +198,10 @@ impl Log {
 
     fn take(&mut self, uid: Arc<str>, sample: &Sample, first: u64, now: Time) {
         let (before, at) = (self.before, self.last);
+        let preemptors = sample.preemptors.iter().take(MAX_PREEMPTORS);
         if let Some(tracked) = self.pods.get_mut(&uid) {
+            tracked.preemptors.clear();
+            tracked.preemptors.extend(preemptors.cloned());
             tracked.gone = None;
             if tracked.series.epoch() == sample.epoch {
                 tracked.series.push(sample, before, at);
@@ -215,6 +220,7 @@ impl Log {
         };
         let tracked = Tracked {
             series,
+            preemptors: preemptors.cloned().collect(),
             first_seen: now,
             gone: None,
         };

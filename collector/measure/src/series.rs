@@ -2,6 +2,7 @@
 //! bounded memory: resolution falls with age. Answers what was added in a window; never mixes epochs.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ebpf_scaler_common::Counters;
 
@@ -11,7 +12,7 @@ use crate::totals::{Amounts, Total, Totals};
 
 /// What an agent says of one pod at one time: everything cumulative since `epoch` began, but for
 /// `counters.requests_in_flight`, which is a gauge.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     /// Counters of another epoch have nothing to do with these
     pub epoch: u64,
@@ -21,7 +22,21 @@ pub struct Sample {
     pub request_latency: Sparse,
     /// Run-queue latencies, cumulative
     pub runqueue_latency: Sparse,
+    /// Behind whom the pod's threads waited most in the last seconds, the largest first
+    pub preemptors: Vec<Preemptor>,
 }
+
+/// Somebody that had a CPU while threads of a pod waited for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preemptor {
+    /// A pod's UID; none: the node itself, its kernel's threads and services
+    pub pod_uid: Option<Arc<str>>,
+    /// Threads that waited behind it, on average over the last seconds
+    pub waiting_threads: f64,
+}
+
+/// At most this many of a pod's preemptors are kept.
+pub const MAX_PREEMPTORS: usize = 3;
 
 /// How long each resolution is kept, and how coarse it is: microseconds.
 const TIERS: [(u64, u64); 3] = [

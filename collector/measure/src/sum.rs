@@ -72,6 +72,15 @@ fn amount_and_events(metric: Metric, get: impl Fn(Total) -> f64) -> (f64, f64) {
             (errors, errors)
         }
         M::RunQueueWaitingThreads => (get(Total::WaitNanos) / 1e9, get(Total::Waits)),
+        M::RunQueueWaitingThreadsSelf => (get(Total::WaitSelfNanos) / 1e9, get(Total::Waits)),
+        M::RunQueueWaitingThreadsOtherPods => {
+            (get(Total::WaitOtherPodsNanos) / 1e9, get(Total::Waits))
+        }
+        M::RunQueueWaitingThreadsSystem => (get(Total::WaitSystemNanos) / 1e9, get(Total::Waits)),
+        M::RunQueueWaitingThreadsThrottled => {
+            (get(Total::WaitThrottledNanos) / 1e9, get(Total::Waits))
+        }
+        M::RunQueueWaitingThreadsIdle => (get(Total::WaitIdleNanos) / 1e9, get(Total::Waits)),
         M::CpuThrottledRatio => (get(Total::ThrottledMicros) / 1e6, get(Total::Waits)),
         M::NetworkReceiveBytesPerSecond => (get(Total::ReceiveBytes), get(Total::ReceivePackets)),
         M::NetworkTransmitBytesPerSecond => {

@@ -42,9 +42,19 @@ pub enum Total {
     Waits,
     /// Microseconds that the CPU limit held the pod back
     ThrottledMicros,
+    /// Nanoseconds of those behind threads of the pod itself
+    WaitSelfNanos,
+    /// Behind other pods
+    WaitOtherPodsNanos,
+    /// Behind what is no pod
+    WaitSystemNanos,
+    /// Held back by the CPU limit
+    WaitThrottledNanos,
+    /// While nobody had the CPU
+    WaitIdleNanos,
 }
 
-const COUNT: usize = Total::ThrottledMicros as usize + 1;
+const COUNT: usize = Total::WaitIdleNanos as usize + 1;
 
 /// The kept counters at one time, or what was added between two times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +82,11 @@ impl Totals {
             (Total::WaitNanos, c.runqueue_wait_nanos),
             (Total::Waits, c.runqueue_waits),
             (Total::ThrottledMicros, c.cpu_throttled_micros),
+            (Total::WaitSelfNanos, c.runqueue_wait_self_nanos),
+            (Total::WaitOtherPodsNanos, c.runqueue_wait_other_pods_nanos),
+            (Total::WaitSystemNanos, c.runqueue_wait_system_nanos),
+            (Total::WaitThrottledNanos, c.runqueue_wait_throttled_nanos),
+            (Total::WaitIdleNanos, c.runqueue_wait_idle_nanos),
         ] {
             totals.0[total as usize] = value;
         }

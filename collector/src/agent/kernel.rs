@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::probes::{Family, ProbeError, Probes, Reading, Slot, Statistics};
+use super::probes::{Culprit, Family, ProbeError, Probes, Reading, Slot, Statistics};
 
 /// See the method of the same name of [`Probes`] for each.
 pub trait Kernel: Send + 'static {
@@ -29,6 +29,8 @@ pub trait Kernel: Send + 'static {
     fn changed(&mut self) -> Vec<Slot>;
     /// What a slot has counted.
     fn read(&self, slot: Slot) -> Reading;
+    /// Behind whom a slot's threads waited since the last call, nanoseconds.
+    fn take_culprits(&self, slot: Slot) -> Vec<(Culprit, u64)>;
     /// Drops and other facts about the programs.
     fn statistics(&self) -> Statistics;
 }
@@ -76,6 +78,10 @@ impl Kernel for Probes {
 
     fn read(&self, slot: Slot) -> Reading {
         Self::read(self, slot)
+    }
+
+    fn take_culprits(&self, slot: Slot) -> Vec<(Culprit, u64)> {
+        Self::take_culprits(self, slot)
     }
 
     fn statistics(&self) -> Statistics {

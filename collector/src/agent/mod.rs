@@ -7,6 +7,7 @@ pub mod demand;
 pub mod kernel;
 pub mod metrics;
 pub mod pods;
+mod preemptors;
 pub mod probes;
 pub mod report;
 pub mod sample;

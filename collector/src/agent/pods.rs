@@ -5,10 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebpf_scaler_proto::PodSample;
+use ebpf_scaler_proto::{PodSample, Preemptor};
 
 use super::kernel::Kernel;
-use super::probes::{Reading, Slot};
+use super::preemptors::{PERIOD, rank};
+use super::probes::{Culprit, Reading, Slot};
 use super::sample;
 
 /// How long a cgroup may count in a provisional slot before its path must be known.
@@ -54,6 +55,7 @@ struct Pod {
     /// What absorbed slots had counted.
     past: Option<Box<Reading>>,
     throttled_micros: u64,
+    preemptors: Vec<Preemptor>,
     cgroups: HashMap<u64, String>,
     dirty: bool,
 }
@@ -79,6 +81,8 @@ pub struct Pods {
     refused: BTreeSet<u64>,
     next_epoch: u64,
     facts: Facts,
+    /// When preemptors were last ranked.
+    ranked: Option<Instant>,
 }
 
 impl Pods {
@@ -96,6 +100,7 @@ impl Pods {
             refused: BTreeSet::new(),
             next_epoch: first_epoch,
             facts: Facts::default(),
+            ranked: None,
         }
     }
 
@@ -130,6 +135,7 @@ impl Pods {
                         claimed: Vec::new(),
                         past: None,
                         throttled_micros: 0,
+                        preemptors: Vec::new(),
                         cgroups: HashMap::new(),
                         dirty: false,
                     },
@@ -229,6 +235,7 @@ impl Pods {
             }
         }
         self.look_after_quarantine(kernel, now);
+        self.rank_preemptors(kernel, now);
         let mut changes = Changes::default();
         for (uid, pod) in std::mem::take(&mut self.leaving) {
             self.bid_farewell(kernel, &uid, pod, now, &mut changes);
@@ -238,7 +245,9 @@ impl Pods {
             if let Some(pod) = self.pods.get_mut(&uid) {
                 pod.dirty = false;
                 if let Some(reading) = pod.read(kernel) {
-                    changes.samples.push(sample::of(&uid, pod.epoch, &reading));
+                    changes
+                        .samples
+                        .push(sample::of(&uid, pod.epoch, &reading, &pod.preemptors));
                 }
             }
         }
@@ -247,6 +256,35 @@ impl Pods {
         self.absorb_claimed(kernel, now);
         self.release_quiet(kernel, now);
         changes
+    }
+
+    /// Looks now and then behind whom each pod's threads waited; news of it is sent as a change.
+    fn rank_preemptors(&mut self, kernel: &dyn Kernel, now: Instant) {
+        let period = now.saturating_duration_since(*self.ranked.get_or_insert(now));
+        if period < PERIOD {
+            return;
+        }
+        self.ranked = Some(now);
+        for (uid, pod) in &mut self.pods {
+            let slots = pod.slot.into_iter().chain(pod.claimed.iter().map(|c| c.0));
+            let waited = slots.flat_map(|slot| kernel.take_culprits(slot));
+            let known = waited.filter_map(|(culprit, nanos)| match culprit {
+                Culprit::System => Some((None, nanos)),
+                // Slots of pods that have gone in the meantime name nobody any more.
+                Culprit::Slot(slot) => {
+                    let other = self.by_slot.get(&slot).filter(|other| *other != uid)?;
+                    Some((Some(other.to_string()), nanos))
+                }
+            });
+            let preemptors = rank(known, period);
+            if preemptors != pod.preemptors {
+                pod.preemptors = preemptors;
+                if !pod.dirty {
+                    pod.dirty = true;
+                    self.dirty.push(uid.clone());
+                }
+            }
+        }
     }
 
     fn bid_farewell(
@@ -258,7 +296,9 @@ impl Pods {
         changes: &mut Changes,
     ) {
         if let Some(reading) = pod.read(kernel) {
-            changes.samples.push(sample::of(uid, pod.epoch, &reading));
+            changes
+                .samples
+                .push(sample::of(uid, pod.epoch, &reading, &pod.preemptors));
             // A static pod comes back under the same UID: its new epoch says all.
             if !self.pods.contains_key(uid) {
                 changes.gone.push(uid.to_string());

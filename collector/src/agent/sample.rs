@@ -5,13 +5,19 @@ use ebpf_scaler_proto as proto;
 use super::probes::{Buckets, Counters, Family, Reading};
 
 /// The sample of one pod.
-pub fn of(uid: &str, epoch: u64, reading: &Reading) -> proto::PodSample {
+pub fn of(
+    uid: &str,
+    epoch: u64,
+    reading: &Reading,
+    preemptors: &[proto::Preemptor],
+) -> proto::PodSample {
     proto::PodSample {
         pod_uid: uid.to_owned(),
         epoch,
         counters: Some(counters(&reading.counters)),
         request_latency: histogram(&reading.request_latency),
         runqueue_latency: histogram(&reading.runqueue_latency),
+        preemptors: preemptors.to_vec(),
     }
 }
 
@@ -76,6 +82,11 @@ fn counters(counters: &Counters) -> proto::Counters {
         runqueue_wait_nanos,
         runqueue_waits,
         cpu_throttled_micros,
+        runqueue_wait_self_nanos,
+        runqueue_wait_other_pods_nanos,
+        runqueue_wait_system_nanos,
+        runqueue_wait_throttled_nanos,
+        runqueue_wait_idle_nanos,
     } = *counters;
     proto::Counters {
         requests,
@@ -100,6 +111,11 @@ fn counters(counters: &Counters) -> proto::Counters {
         runqueue_wait_nanos,
         runqueue_waits,
         cpu_throttled_micros,
+        runqueue_wait_self_nanos,
+        runqueue_wait_other_pods_nanos,
+        runqueue_wait_system_nanos,
+        runqueue_wait_throttled_nanos,
+        runqueue_wait_idle_nanos,
     }
 }
 
@@ -113,7 +129,7 @@ mod tests {
         reading.counters.requests = 3;
         reading.request_latency[4] = 2;
         reading.request_latency[100] = 1;
-        let sample = of("a", 7, &reading);
+        let sample = of("a", 7, &reading, &[]);
         let latency = sample.request_latency.unwrap();
         assert_eq!((latency.index, latency.count), (vec![4, 100], vec![2, 1]));
         assert_eq!(sample.runqueue_latency, None);

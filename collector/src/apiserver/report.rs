@@ -7,7 +7,7 @@ use std::time::Duration;
 use ebpf_scaler_common::Counters;
 use ebpf_scaler_measure::node::{Batch, Hello};
 use ebpf_scaler_measure::quantile::Sparse;
-use ebpf_scaler_measure::series::Sample;
+use ebpf_scaler_measure::series::{Preemptor, Sample};
 use ebpf_scaler_proto as proto;
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -149,6 +149,7 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
             counters: counters(&s.counters.unwrap_or_default()),
             request_latency: histogram(s.request_latency),
             runqueue_latency: histogram(s.runqueue_latency),
+            preemptors: s.preemptors.into_iter().map(preemptor).collect(),
         };
         (s.pod_uid.into(), sample)
     });
@@ -164,6 +165,13 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
             .collect(),
     };
     (batch, malformed)
+}
+
+fn preemptor(p: proto::Preemptor) -> Preemptor {
+    Preemptor {
+        pod_uid: (!p.pod_uid.is_empty()).then(|| p.pod_uid.into()),
+        waiting_threads: p.waiting_threads,
+    }
 }
 
 fn counters(c: &proto::Counters) -> Counters {
@@ -190,5 +198,10 @@ fn counters(c: &proto::Counters) -> Counters {
         runqueue_wait_nanos: c.runqueue_wait_nanos,
         runqueue_waits: c.runqueue_waits,
         cpu_throttled_micros: c.cpu_throttled_micros,
+        runqueue_wait_self_nanos: c.runqueue_wait_self_nanos,
+        runqueue_wait_other_pods_nanos: c.runqueue_wait_other_pods_nanos,
+        runqueue_wait_system_nanos: c.runqueue_wait_system_nanos,
+        runqueue_wait_throttled_nanos: c.runqueue_wait_throttled_nanos,
+        runqueue_wait_idle_nanos: c.runqueue_wait_idle_nanos,
     }
 }

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use ebpf_scaler_collector::agent::kernel::Kernel;
-use ebpf_scaler_collector::agent::probes::{Family, ProbeError, Reading, Slot, Statistics};
+use ebpf_scaler_collector::agent::probes::{
+    Culprit, Family, ProbeError, Reading, Slot, Statistics,
+};
 
 #[derive(Default)]
 struct Place {
     generation: u32,
     taken: bool,
     reading: Reading,
+    culprits: Vec<(Culprit, u64)>,
 }
 
 #[derive(Default)]
@@ -77,6 +80,15 @@ impl FakeKernel {
         state.changed.insert(slot);
     }
 
+    /// Threads of a cgroup wait behind another one's, or behind the node itself.
+    pub fn wait_behind(&self, cgroup_id: u64, other: Option<u64>, nanos: u64) {
+        let mut state = self.0.lock().unwrap();
+        let culprit = other.map_or(Culprit::System, |id| Culprit::Slot(state.assigned[&id]));
+        let slot = state.assigned[&cgroup_id];
+        let place = &mut state.places[slot.index as usize];
+        place.culprits.push((culprit, nanos));
+    }
+
     pub fn break_family(&self, family: Family) {
         self.0.lock().unwrap().broken.insert(family);
     }
@@ -115,6 +127,7 @@ impl State {
         place.taken = true;
         place.generation += 1;
         place.reading = Reading::default();
+        place.culprits.clear();
         Some(Slot {
             index: index as u32,
             generation: place.generation,
@@ -204,6 +217,11 @@ impl Kernel for FakeKernel {
         } else {
             Reading::default()
         }
+    }
+
+    fn take_culprits(&self, slot: Slot) -> Vec<(Culprit, u64)> {
+        let mut state = self.0.lock().unwrap();
+        std::mem::take(&mut state.places[slot.index as usize].culprits)
     }
 
     fn statistics(&self) -> Statistics {

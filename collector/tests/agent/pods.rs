@@ -64,6 +64,43 @@ fn a_new_pod_is_a_true_zero_and_an_idle_one_costs_nothing() {
 }
 
 #[test]
+fn those_behind_whom_a_pod_waits_are_named_as_long_as_it_does() {
+    let mut story = Story::new(4);
+    story.added("a", 1);
+    story.added("a", 2);
+    story.added("b", 3);
+    story.read();
+    story.kernel.wait_behind(1, Some(3), 2_500_000_000);
+    story.kernel.wait_behind(1, None, 10_000_000_000);
+    // A cgroup of the same pod is nobody else.
+    story.kernel.wait_behind(1, Some(2), 10_000_000_000);
+    assert_eq!(
+        story.read_after(SECOND),
+        Changes::default(),
+        "not each time"
+    );
+    let changes = story.read_after(4 * SECOND);
+    assert_eq!(all(&changes), [("a", 0)]);
+    let named = |changes: &Changes| -> Vec<(String, f64)> {
+        let preemptors = changes.samples[0].preemptors.iter();
+        preemptors
+            .map(|p| (p.pod_uid.clone(), p.waiting_threads))
+            .collect()
+    };
+    let expected = [(String::new(), 2.0), ("b".to_owned(), 0.5)];
+    assert_eq!(named(&changes), expected);
+    story.kernel.serve(1, 1);
+    assert_eq!(
+        named(&story.read_after(SECOND)),
+        expected,
+        "until ranked anew"
+    );
+    let changes = story.read_after(4 * SECOND);
+    assert_eq!(all(&changes), [("a", 1)]);
+    assert_eq!(named(&changes), []);
+}
+
+#[test]
 fn all_cgroups_of_a_pod_count_together() {
     let mut story = Story::new(4);
     story.added("a", 1);

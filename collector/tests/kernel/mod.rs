@@ -4,6 +4,8 @@
 
 pub mod agent;
 pub mod http;
+pub mod limit;
+pub mod load;
 pub mod raw;
 
 use std::fs;

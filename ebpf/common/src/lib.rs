@@ -88,4 +88,14 @@ pub struct Counters {
     pub runqueue_waits: u64,
     /// Time throttled by the CPU limit, microseconds.
     pub cpu_throttled_micros: u64,
+    /// The part of `runqueue_wait_nanos` in which other threads of the pod had the CPU.
+    pub runqueue_wait_self_nanos: u64,
+    /// The part in which other pods had it.
+    pub runqueue_wait_other_pods_nanos: u64,
+    /// The part in which threads outside the pods had it.
+    pub runqueue_wait_system_nanos: u64,
+    /// The part in which the pod's own CPU limit kept the thread off it (Linux 6.18; 0 before).
+    pub runqueue_wait_throttled_nanos: u64,
+    /// The part in which nobody had it: waking up, or waiting for another CPU. The five parts add up to the whole.
+    pub runqueue_wait_idle_nanos: u64,
 }

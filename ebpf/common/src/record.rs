@@ -55,6 +55,11 @@ pub struct Tally {
     // The scheduler.
     pub runqueue_wait_nanos: u64,
     pub runqueue_waits: u64,
+    pub runqueue_wait_self_nanos: u64,
+    pub runqueue_wait_other_pods_nanos: u64,
+    pub runqueue_wait_system_nanos: u64,
+    pub runqueue_wait_throttled_nanos: u64,
+    pub runqueue_wait_idle_nanos: u64,
 }
 
 /// One element of the map SLOTS.
@@ -72,6 +77,35 @@ pub struct SlotRecord {
     pub request_latency: [u64; BUCKETS],
     /// Waits for a CPU.
     pub runqueue_latency: [u64; BUCKETS],
+}
+
+/// Who had a CPU, when it was no pod.
+pub const SYSTEM: u64 = slot_ref(NO_SLOT, 0);
+/// Who had a CPU, when nobody had.
+pub const IDLE: u64 = slot_ref(NO_SLOT, 1);
+
+/// Behind how many others a slot's waits are told apart; a power of two.
+pub const CULPRITS_PER_SLOT: usize = 8;
+
+/// Somebody behind whom a slot's threads waited since user space looked.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Culprit {
+    /// Slot and generation, or [`SYSTEM`].
+    pub who: u64,
+    /// For how long, nanoseconds.
+    pub nanos: u64,
+    /// For how long behind others that came to this place and did not get it.
+    pub rivals: u64,
+}
+
+/// One element of the map CULPRITS. The place of a culprit is its lowest bits; who shares it competes for it, and the
+/// larger one wins. It ranks, it does not account: that is what the tally is for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Culprits {
+    /// By the lowest bits of `who`.
+    pub places: [Culprit; CULPRITS_PER_SLOT],
 }
 
 /// The one element of the map CONTROL.

@@ -12,6 +12,7 @@ mod atomic;
 mod flows;
 mod maps;
 mod network;
+mod occupants;
 mod packet;
 mod requests;
 mod responses;

@@ -2,10 +2,12 @@
 //!
 //! Hooks: tp_btf sched_wakeup, sched_wakeup_new, sched_switch (its fourth argument, the state of the task switched
 //! out, needs Linux 5.18). Cost: see docs/benchmarks.md. No kernel structure is read: a task is known by its
-//! address, its state is an argument, its cgroup is the current one when it is switched out.
+//! address, its state is an argument, its cgroup is the current one when it is switched out. One field is read
+//! where the running kernel has it (task_struct.throttled, Linux 6.18): whether a CPU limit takes the task off.
 //!
 //! When a task begins to wait is kept in a table by the hash of its address; the wait itself, once it runs, in
-//! a place of its CPU, until it is switched out and its cgroup is at hand.
+//! a place of its CPU, until it is switched out and its cgroup is at hand. Then the wait is divided among those
+//! who had this CPU during it, see `occupants`.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{
@@ -16,21 +18,28 @@ use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_scaler_common::histogram;
-use ebpf_scaler_common::record::{Stat, slot_ref};
+use ebpf_scaler_common::record::{Control, IDLE, SYSTEM, Stat};
 
 use crate::atomic::{self, get, set};
 use crate::maps::{control, count};
+use crate::occupants::{self, Occupants};
 use crate::slots::{Slot, known, resolve, tally};
 
 /// Threads that can wait at the same time, give or take collisions, which are noticed: 2 MiB.
 const PLACES: u32 = 1 << 18;
-/// In a place: nanoseconds above, a tag of the task below.
+/// In a place: nanoseconds above, a tag of the task below, in its last bit whether a CPU limit took the task off.
 const TAG_BITS: u32 = 16;
+const THROTTLED: u64 = 1;
 const TIME_MASK: u64 = u64::MAX >> TAG_BITS;
 /// How deep the cgroup above all pods can lie.
 const MAX_DEPTH: i32 = 12;
 /// Cgroups that a CPU remembers.
 const CACHED: usize = 16;
+
+/// Where in a task_struct `throttled` lies, by the running kernel's BTF; 0 if it has no such field. User space sets
+/// it when it loads the object, so for the verifier it is a constant.
+#[unsafe(no_mangle)]
+static TASK_THROTTLED: u64 = 0;
 
 #[map]
 static WAITING: Array<u64> = Array::with_max_entries(PLACES, 0);
@@ -46,13 +55,14 @@ struct Cached {
 /// What a CPU keeps; only used with interrupts off.
 #[repr(C)]
 struct Cpu {
-    /// How long the running task waited, plus one; 0 if that is not known.
+    /// How the running task waited, as [`end`] says it.
     wait: u64,
     /// [`Control::runqueue_since`] when it was measured.
     since: u64,
     /// To turn pointers into numbers.
     tasks: [u64; 2],
     cached: [Cached; CACHED],
+    occupants: Occupants,
 }
 
 #[map]
@@ -84,7 +94,7 @@ fn wakeup(ctx: &BtfTracePointContext) {
     unsafe {
         // Through memory: the verifier lets no arithmetic be done on a pointer.
         core::ptr::write_volatile(number.cast::<*const u8>(), argument(ctx, 0));
-        begin(core::ptr::read_volatile(number), bpf_ktime_get_ns());
+        begin(core::ptr::read_volatile(number), bpf_ktime_get_ns(), 0);
     }
 }
 
@@ -105,15 +115,19 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         // The current task is the one that is switched out; the idle task waits for nothing.
         let Some(control) = control() else { return 0 };
         let since = get!(control.runqueue_since);
+        let mut who = IDLE;
         if bpf_get_current_pid_tgid() as u32 != 0 {
+            who = current(cpu, control);
             let wait = get!(cpu.wait);
             if wait != 0 && get!(cpu.since) == since {
-                credit(cpu, wait - 1);
+                credit(cpu, who, wait);
             }
             if preempted as u8 != 0 || state as u32 == 0 {
-                begin(core::ptr::read_volatile(tasks.cast::<u64>()), now);
+                let throttled = throttled(&ctx);
+                begin(core::ptr::read_volatile(tasks.cast::<u64>()), now, throttled);
             }
         }
+        occupants::ran(&raw mut (*cpu).occupants, who, now);
         set!(cpu.since, since);
         set!(
             cpu.wait,
@@ -139,24 +153,38 @@ unsafe fn number(ctx: &BtfTracePointContext, n: usize) -> u64 {
     unsafe { core::ptr::read_volatile(ctx.as_ptr().cast::<u64>().add(n)) }
 }
 
-/// A task's place in the table, and its tag there, which is never 0.
+/// [`THROTTLED`] if the task that is switched out has used up what its CPU limit lets it.
 #[inline(always)]
-fn place(task: u64) -> (u32, u64) {
-    let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((hash >> 46) as u32, ((hash >> 30) & 0xffff) | 1)
-}
-
-#[inline(always)]
-unsafe fn begin(task: u64, now: u64) {
-    let (index, tag) = place(task);
-    if let Some(place) = WAITING.get_ptr_mut(index) {
-        // SAFETY: the map's element; one word, so time and tag belong together.
-        unsafe { core::ptr::write_volatile(place, (now << TAG_BITS) | tag) };
+unsafe fn throttled(ctx: &BtfTracePointContext) -> u64 {
+    // SAFETY: a constant of the object; the kernel's own description of the task says that the field is there.
+    unsafe {
+        let offset = core::ptr::read_volatile(&raw const TASK_THROTTLED);
+        if offset == 0 {
+            return 0;
+        }
+        let field = argument(ctx, 1).add(offset as usize);
+        u64::from(core::ptr::read_volatile(field) != 0) * THROTTLED
     }
 }
 
-/// How long the task waited, plus one; 0 if that is not known. What began before `since` is from an earlier time
-/// that the programs were attached.
+/// A task's place in the table, and its tag there.
+#[inline(always)]
+fn place(task: u64) -> (u32, u64) {
+    let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((hash >> 46) as u32, (hash >> 30) & 0xfffe)
+}
+
+#[inline(always)]
+unsafe fn begin(task: u64, now: u64, throttled: u64) {
+    let (index, tag) = place(task);
+    if let Some(place) = WAITING.get_ptr_mut(index) {
+        // SAFETY: the map's element; one word, so time and tag belong together.
+        unsafe { core::ptr::write_volatile(place, (now << TAG_BITS) | tag | throttled) };
+    }
+}
+
+/// How long the task waited, plus one, above [`THROTTLED`]; 0 if that is not known. What began before `since` is from
+/// an earlier time that the programs were attached.
 #[inline(always)]
 unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
     let (index, tag) = place(task);
@@ -169,7 +197,7 @@ unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
         if begun == 0 {
             return 0;
         }
-        if begun & 0xffff != tag {
+        if begun & 0xfffe != tag {
             count(Stat::RunQueueCollision);
             return 0;
         }
@@ -178,19 +206,23 @@ unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
         if wait > now.wrapping_sub(since) {
             0
         } else {
-            wait + 1
+            ((wait + 1) << 1) | (begun & THROTTLED)
         }
     }
 }
 
-/// Adds a wait to the slot of the current task's cgroup.
+/// Adds a wait, as [`end`] says it, to the slot of the current task.
 #[inline(always)]
-unsafe fn credit(cpu: *mut Cpu, nanos: u64) {
+unsafe fn credit(cpu: *mut Cpu, own: u64, wait: u64) {
+    if own == SYSTEM {
+        return;
+    }
     // SAFETY: the map's element.
     unsafe {
-        let Some(slot) = current_slot(cpu) else {
+        let Some(slot) = Slot::of(own) else {
             return;
         };
+        let nanos = (wait >> 1) - 1;
         tally!(slot, runqueue_wait_nanos, nanos);
         tally!(slot, runqueue_waits, 1);
         let index = histogram::index(nanos / 1000) & 0xff;
@@ -202,38 +234,39 @@ unsafe fn credit(cpu: *mut Cpu, nanos: u64) {
                 1,
             );
         }
+        if wait & THROTTLED != 0 {
+            tally!(slot, runqueue_wait_throttled_nanos, nanos);
+        } else {
+            occupants::divide(&raw mut (*cpu).occupants, slot, own, nanos);
+        }
         slot.touch();
     }
 }
 
-/// The slot of the current cgroup, from this CPU's cache if assignments have not changed since.
+/// The slot of the current task's cgroup, from this CPU's cache if assignments have not changed since; SYSTEM if it
+/// has none.
 #[inline(always)]
-unsafe fn current_slot(cpu: *mut Cpu) -> Option<Slot> {
+unsafe fn current(cpu: *mut Cpu, control: *mut Control) -> u64 {
     // SAFETY: the map's elements.
     unsafe {
-        let control = control()?;
         let epoch = get!(control.epoch);
         let cgroup = bpf_get_current_cgroup_id();
         let entry = (&raw mut (*cpu).cached)
             .cast::<Cached>()
             .add((cgroup & (CACHED as u64 - 1)) as usize);
         if get!(entry.cgroup) == cgroup && get!(entry.epoch) == epoch {
-            let slot_ref = get!(entry.slot);
-            if slot_ref == NONE {
-                return None;
-            }
-            return Slot::of(slot_ref);
+            return get!(entry.slot);
         }
         let found = match known(cgroup) {
             Some(found) => found,
             // Of the whole machine's cgroups only those below ours are pods.
-            None if is_below(get!(control.ancestor_id)) => resolve(cgroup).unwrap_or(NONE),
-            None => NONE,
+            None if is_below(get!(control.ancestor_id)) => resolve(cgroup).unwrap_or(SYSTEM),
+            None => SYSTEM,
         };
         set!(entry.cgroup, cgroup);
         set!(entry.epoch, epoch);
         set!(entry.slot, found);
-        if found == NONE { None } else { Slot::of(found) }
+        found
     }
 }
 
@@ -250,5 +283,3 @@ unsafe fn is_below(ancestor: u64) -> bool {
     }
     false
 }
-
-const NONE: u64 = slot_ref(ebpf_scaler_common::record::NO_SLOT, 0);

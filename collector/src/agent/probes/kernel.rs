@@ -8,10 +8,10 @@ use std::path::Path;
 use aya::maps::{HashMap, Map, MapData, Queue};
 use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
-use ebpf_scaler_common::record::{Control, PORT_WORDS, QUARANTINE, STATS, SlotRecord};
+use ebpf_scaler_common::record::{Control, Culprits, PORT_WORDS, QUARANTINE, STATS, SlotRecord};
 
 use super::memory::Shared;
-use super::{Options, ProbeError};
+use super::{Options, ProbeError, btf};
 
 /// The object's bytes, aligned as its reader needs them.
 #[cfg(bpf_object)]
@@ -37,6 +37,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     btf: Result<Btf, String>,
     run_queue_loaded: bool,
+    /// Whether the running kernel marks threads that a CPU limit takes off.
+    pub tells_throttling: bool,
     run_queue_links: Vec<(&'static str, aya::programs::tp_btf::BtfTracePointLinkId)>,
     /// Why sockets that go are not noticed, if so.
     pub no_destroy: Option<String>,
@@ -52,6 +54,8 @@ pub struct Maps {
     pub dirty: Shared<u64>,
     /// What the programs are told, and the live socket storages.
     pub control: Shared<Control>,
+    /// Behind whom a slot's threads waited.
+    pub culprits: Shared<Culprits>,
     /// What went wrong.
     pub statistics: Shared<u64>,
     /// Cgroup id to slot.
@@ -120,13 +124,16 @@ impl Kernel {
         let directory = File::open(&options.cgroup)
             .map_err(|e| failed(format!("open the cgroup {}", options.cgroup.display()), &e))?;
         let slots = options.max_pods + QUARANTINE;
-        let mut ebpf = load_object(log, slots)?;
+        // Since Linux 6.18. Without it, waits because of a CPU limit are told by who ran meanwhile, like others.
+        let throttled = btf::offset("task_struct", "throttled");
+        let mut ebpf = load_object(log, slots, throttled)?;
         let maps = Maps::take(&mut ebpf, slots, options)?;
         let btf = Btf::from_sys_fs().map_err(|e| format!("the kernel's BTF can not be read: {e}"));
         let mut kernel = Kernel {
             ebpf,
             btf,
             run_queue_loaded: false,
+            tells_throttling: throttled.is_some(),
             run_queue_links: Vec::new(),
             no_destroy: None,
             maps,
@@ -276,11 +283,17 @@ fn monotonic_nanos() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn load_object(log: VerifierLogLevel, slots: u32) -> Result<Ebpf, ProbeError> {
+fn load_object(
+    log: VerifierLogLevel,
+    slots: u32,
+    throttled: Option<u64>,
+) -> Result<Ebpf, ProbeError> {
     EbpfLoader::new()
         .verifier_log_level(log)
+        .override_global("TASK_THROTTLED", &throttled.unwrap_or(0), true)
         .allow_unsupported_maps()
         .map_max_entries("SLOTS", slots)
+        .map_max_entries("CULPRITS", slots)
         .map_max_entries("DIRTY", slots.div_ceil(64))
         .map_max_entries("CGROUPS", slots * CGROUPS_PER_POD)
         .load(object()?)
@@ -306,6 +319,7 @@ impl Maps {
             slots: share(ebpf, "SLOTS", slots)?,
             dirty: share(ebpf, "DIRTY", slots.div_ceil(64))?,
             control: share(ebpf, "CONTROL", 1)?,
+            culprits: share(ebpf, "CULPRITS", slots)?,
             statistics: share(ebpf, "STATISTICS", STATS)?,
             cgroups: take(ebpf, "CGROUPS")?,
             quarantine: take(ebpf, "QUARANTINE")?,

@@ -1,6 +1,8 @@
 //! The user side of the BPF programs: loads and attaches them, hands out slots, reads counters. It knows
 //! cgroup ids, never paths or pods, and never blocks on the kernel while reading.
 
+mod btf;
+mod culprits;
 mod kernel;
 mod memory;
 mod pool;
@@ -16,6 +18,7 @@ use ebpf_scaler_common::record::{
 };
 pub use ebpf_scaler_common::{Counters, Family, histogram};
 
+pub use culprits::Culprit;
 use kernel::Kernel;
 use pool::Pool;
 pub use reading::{Buckets, Reading, Statistics};
@@ -121,6 +124,11 @@ impl Probes {
     /// Families that can not be measured on this node, or not wholly, with a reason that a person can read.
     pub fn degraded(&self) -> Vec<(Family, String)> {
         self.degraded.clone()
+    }
+
+    /// Whether waits because of a CPU limit are told from others: the running kernel says it of each thread.
+    pub fn tells_throttling(&self) -> bool {
+        self.kernel.tells_throttling
     }
 
     /// Attaches and detaches what is optional (the run queue) to follow demand; returns what failed.
@@ -278,6 +286,15 @@ impl Probes {
         reading
     }
 
+    /// Behind whom this slot's threads waited since the last call, longest first. It ranks: what those have who had
+    /// to share a place in the map is not all there.
+    pub fn take_culprits(&self, slot: Slot) -> Vec<(Culprit, u64)> {
+        if !self.pool.is_current(slot) {
+            return Vec::new();
+        }
+        culprits::take(self.kernel.maps.culprits.words(slot.index))
+    }
+
     fn read_record(&self, index: u32) -> Reading {
         Reading::of(self.kernel.maps.slots.words(index))
     }
@@ -306,7 +323,8 @@ impl Probes {
     /// Zeroes a slot, then lets the programs have it.
     fn open(&self, slot: Slot) {
         let words = self.kernel.maps.slots.words(slot.index);
-        for word in words {
+        let culprits = self.kernel.maps.culprits.words(slot.index);
+        for word in words.iter().chain(culprits) {
             word.store(0, Ordering::Relaxed);
         }
         self.show_generation(slot.index);

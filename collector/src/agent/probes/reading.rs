@@ -83,6 +83,11 @@ impl Reading {
         into.runqueue_wait_nanos += from.runqueue_wait_nanos;
         into.runqueue_waits += from.runqueue_waits;
         into.cpu_throttled_micros += from.cpu_throttled_micros;
+        into.runqueue_wait_self_nanos += from.runqueue_wait_self_nanos;
+        into.runqueue_wait_other_pods_nanos += from.runqueue_wait_other_pods_nanos;
+        into.runqueue_wait_system_nanos += from.runqueue_wait_system_nanos;
+        into.runqueue_wait_throttled_nanos += from.runqueue_wait_throttled_nanos;
+        into.runqueue_wait_idle_nanos += from.runqueue_wait_idle_nanos;
         for (into, from) in self.request_latency.iter_mut().zip(past.request_latency) {
             *into += from;
         }
@@ -132,5 +137,10 @@ fn counters(word: impl Fn(usize) -> u64) -> Counters {
         runqueue_wait_nanos: tally!(runqueue_wait_nanos),
         runqueue_waits: tally!(runqueue_waits),
         cpu_throttled_micros: 0,
+        runqueue_wait_self_nanos: tally!(runqueue_wait_self_nanos),
+        runqueue_wait_other_pods_nanos: tally!(runqueue_wait_other_pods_nanos),
+        runqueue_wait_system_nanos: tally!(runqueue_wait_system_nanos),
+        runqueue_wait_throttled_nanos: tally!(runqueue_wait_throttled_nanos),
+        runqueue_wait_idle_nanos: tally!(runqueue_wait_idle_nanos),
     }
 }
