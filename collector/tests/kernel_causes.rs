@@ -176,14 +176,14 @@ fn a_pods_own_limit_is_told_from_its_neighbours() {
     );
     let by_limit = waited[0][3];
     if world.probes.tells_throttling() {
-        // Both threads are held back as long as the kernel says that the cgroup is; the wait for the CPU that
-        // follows is in it too.
+        // Both threads are held back as long as the kernel says that the cgroup is. The wait for the CPU that
+        // follows is in it too, so on a busy machine it is more.
         let ratio = by_limit / (2.0 * throttled);
         assert!(
-            (0.9..1.3).contains(&ratio),
+            ratio > 0.9 && by_limit < total,
             "{waited:?}, throttled {throttled}"
         );
-        assert!(throttled > 0.3 * took, "{throttled} of {took}");
+        assert!(throttled > 0.1 * took, "{throttled} of {took}");
     } else {
         // The neighbour had the CPU meanwhile: that much is seen.
         assert_eq!(by_limit, 0.0);

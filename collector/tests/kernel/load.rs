@@ -90,7 +90,7 @@ pub fn want(world: &mut World, families: &[Family]) {
     let failed = world
         .probes
         .set_wanted(&families.iter().copied().collect::<BTreeSet<_>>());
-    assert_eq!(failed, []);
+    assert_eq!(failed, [], "{:?}", world.probes.degraded());
 }
 
 /// Lets a task run on these CPUs only.

@@ -1,16 +1,22 @@
-//! Who has run on a CPU lately, and how a wait that ended there is divided among them. It keeps the last few only;
-//! a longer wait is divided as its end was.
+//! Who has run on a CPU lately, and how a wait that ended there is divided among them: exactly for the last few, then
+//! by samples, and what is older than those in the proportions of what is not. It keeps no more than that.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
-use ebpf_scaler_common::record::{CULPRITS_PER_SLOT, Culprits, IDLE, SYSTEM};
+use ebpf_scaler_common::record::{CULPRITS_PER_SLOT, Culprit, Culprits, IDLE, SYSTEM};
 
 use crate::atomic::{self, get, set};
 use crate::slots::{Slot, tally};
 
-/// Occupants that are kept; a power of two. A wait is divided among one less, for of the oldest only the end is known.
-const KEPT: u64 = 8;
+/// Occupants that are kept exactly, and samples; powers of two. One less of each is of use: of the oldest only the end
+/// is known.
+const LAST: usize = 8;
+const SAMPLES: usize = 32;
+/// A sample is whoever has the CPU when this bit of the clock changes: each 2^20 ns = 1.05 ms. That is no multiple or
+/// fraction of the kernel's own tick, at which it likes to switch.
+const SAMPLE_BITS: u32 = 20;
 /// Fractions of a wait are computed in 1/65536.
 const FRACTION_BITS: u32 = 16;
 
@@ -18,7 +24,7 @@ const FRACTION_BITS: u32 = 16;
 #[map]
 static CULPRITS: Array<Culprits> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 
-/// What ran until some time.
+/// What ran until some time, from when the one before it ended.
 #[repr(C)]
 struct Occupant {
     until: u64,
@@ -26,12 +32,41 @@ struct Occupant {
     who: u64,
 }
 
-/// The last occupants of a CPU; each ran from when the one before it ended.
+#[repr(C)]
+struct Ring<const N: usize> {
+    /// Counts all that were ever put in; masked, the newest one's place.
+    newest: u64,
+    places: [Occupant; N],
+}
+
+/// The last occupants of a CPU.
 #[repr(C)]
 pub struct Occupants {
-    /// Counts them all; masked, the newest one's place.
-    newest: u64,
-    ring: [Occupant; KEPT as usize],
+    last: Ring<LAST>,
+    /// Each stands for the time since the sample before.
+    samples: Ring<SAMPLES>,
+    division: Division,
+}
+
+/// A wait, as far as it is divided: here and not on the stack, where the verifier would follow every value.
+#[repr(C)]
+struct Division {
+    own: u64,
+    begun: u64,
+    /// All after this is divided.
+    until: u64,
+    by_own: u64,
+    by_pods: u64,
+    by_system: u64,
+    /// The pod of `by_pods` that was seen last.
+    pod: u64,
+}
+
+/// What a step of a walk needs; lives on the stack.
+#[repr(C)]
+struct Walk {
+    of: *mut Occupants,
+    slot: Slot,
 }
 
 /// Notes who ran on this CPU until `now`.
@@ -40,23 +75,46 @@ pub struct Occupants {
 /// `of` is this CPU's, and nothing else uses it meanwhile.
 #[inline(always)]
 pub unsafe fn ran(of: *mut Occupants, who: u64, now: u64) {
-    // SAFETY: the caller's promise; the index is masked.
+    // SAFETY: the caller's promise.
     unsafe {
-        let newest = get!(of.newest).wrapping_add(1);
-        set!(of.newest, newest);
-        let place = at(of, newest);
+        let last = &raw mut (*of).last;
+        let newest = get!(last.newest);
+        let before = until(last, newest);
+        push(last, who, now);
+        if before >> SAMPLE_BITS != now >> SAMPLE_BITS {
+            push(&raw mut (*of).samples, who, now);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn push<const N: usize>(ring: *mut Ring<N>, who: u64, now: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let newest = get!(ring.newest).wrapping_add(1);
+        set!(ring.newest, newest);
+        let place = at(ring, newest);
         set!(place.until, now);
         set!(place.who, who);
     }
 }
 
 #[inline(always)]
-unsafe fn at(of: *mut Occupants, number: u64) -> *mut Occupant {
+unsafe fn at<const N: usize>(ring: *mut Ring<N>, number: u64) -> *mut Occupant {
     // SAFETY: the index is masked.
     unsafe {
-        (&raw mut (*of).ring)
+        (&raw mut (*ring).places)
             .cast::<Occupant>()
-            .add((number & (KEPT - 1)) as usize)
+            .add((number & (N as u64 - 1)) as usize)
+    }
+}
+
+#[inline(always)]
+unsafe fn until<const N: usize>(ring: *mut Ring<N>, number: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let place = at(ring, number);
+        get!(place.until)
     }
 }
 
@@ -68,39 +126,30 @@ unsafe fn at(of: *mut Occupants, number: u64) -> *mut Occupant {
 pub unsafe fn divide(of: *mut Occupants, slot: Slot, own: u64, wait: u64) {
     // SAFETY: the caller's promise.
     unsafe {
-        let newest = get!(of.newest);
-        let mut end = get_until(of, newest);
-        let begun = end.wrapping_sub(wait);
-        let (mut by_own, mut by_pods, mut by_system, mut seen) = (0u64, 0u64, 0u64, 0u64);
-        let mut back = 0;
-        while back < KEPT - 1 {
-            let number = newest.wrapping_sub(back);
-            let who = get_who(of, number);
-            let before = get_until(of, number.wrapping_sub(1));
-            let from = if before > begun { before } else { begun };
-            let part = end.wrapping_sub(from);
-            seen = seen.wrapping_add(part);
-            if who == own {
-                by_own = by_own.wrapping_add(part);
-            } else if who != IDLE {
-                if who == SYSTEM {
-                    by_system = by_system.wrapping_add(part);
-                } else {
-                    by_pods = by_pods.wrapping_add(part);
-                }
-                blame(slot, who, part);
+        let last = &raw mut (*of).last;
+        let end = until(last, get!(last.newest));
+        set!(of.division.own, own);
+        set!(of.division.begun, end.wrapping_sub(wait));
+        set!(of.division.until, end);
+        set!(of.division.by_own, 0);
+        set!(of.division.by_pods, 0);
+        set!(of.division.by_system, 0);
+        set!(of.division.pod, SYSTEM);
+        // Mostly whoever ran last ran all the time.
+        if !step(of, last, slot, 0) {
+            let mut walk = Walk { of, slot };
+            let walk = (&raw mut walk).cast();
+            bpf_loop(LAST as u32 - 2, back_to_last as *mut _, walk, 0);
+            if get!(of.division.until) > get!(of.division.begun) {
+                bpf_loop(SAMPLES as u32 - 1, back_to_sample as *mut _, walk, 0);
             }
-            if before <= begun {
-                break;
+            if get!(of.division.until) > get!(of.division.begun) {
+                extrapolate(of, slot, wait, end.wrapping_sub(get!(of.division.until)));
             }
-            end = from;
-            back += 1;
         }
-        if seen < wait {
-            by_own = scale(by_own, wait, seen);
-            by_pods = scale(by_pods, wait, seen);
-            by_system = scale(by_system, wait, seen);
-        }
+        let by_own = get!(of.division.by_own);
+        let by_pods = get!(of.division.by_pods);
+        let by_system = get!(of.division.by_system);
         // Mostly it is one of them, and an addition that is not made costs nothing.
         if by_own != 0 {
             tally!(slot, runqueue_wait_self_nanos, by_own);
@@ -121,21 +170,88 @@ pub unsafe fn divide(of: *mut Occupants, slot: Slot, own: u64, wait: u64) {
     }
 }
 
-#[inline(always)]
-unsafe fn get_until(of: *mut Occupants, number: u64) -> u64 {
-    // SAFETY: the caller's promise.
+unsafe extern "C" fn back_to_last(back: u64, walk: *mut Walk) -> i64 {
+    // SAFETY: bpf_loop passes what we gave it.
     unsafe {
-        let place = at(of, number);
-        get!(place.until)
+        let (of, slot) = ((*walk).of, (*walk).slot);
+        i64::from(step(of, &raw mut (*of).last, slot, back + 1))
     }
 }
 
+unsafe extern "C" fn back_to_sample(back: u64, walk: *mut Walk) -> i64 {
+    // SAFETY: bpf_loop passes what we gave it.
+    unsafe {
+        let (of, slot) = ((*walk).of, (*walk).slot);
+        i64::from(step(of, &raw mut (*of).samples, slot, back))
+    }
+}
+
+/// Takes the occupant so far `back` into account; true when the wait is divided.
 #[inline(always)]
-unsafe fn get_who(of: *mut Occupants, number: u64) -> u64 {
+unsafe fn step<const N: usize>(
+    of: *mut Occupants,
+    ring: *mut Ring<N>,
+    slot: Slot,
+    back: u64,
+) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let place = at(of, number);
-        get!(place.who)
+        let number = get!(ring.newest).wrapping_sub(back);
+        let before = until(ring, number.wrapping_sub(1));
+        let (begun, end) = (get!(of.division.begun), get!(of.division.until));
+        if before >= end {
+            return false;
+        }
+        let from = if before > begun { before } else { begun };
+        set!(of.division.until, from);
+        let part = end.wrapping_sub(from);
+        let place = at(ring, number);
+        let who = get!(place.who);
+        if who == get!(of.division.own) {
+            set!(
+                of.division.by_own,
+                get!(of.division.by_own).wrapping_add(part)
+            );
+        } else if who != IDLE {
+            if who == SYSTEM {
+                set!(
+                    of.division.by_system,
+                    get!(of.division.by_system).wrapping_add(part)
+                );
+            } else {
+                set!(
+                    of.division.by_pods,
+                    get!(of.division.by_pods).wrapping_add(part)
+                );
+                set!(of.division.pod, who);
+            }
+            blame(slot, who, part);
+        }
+        before <= begun
+    }
+}
+
+/// What is older than all that is kept is divided as the rest is.
+#[inline(always)]
+unsafe fn extrapolate(of: *mut Occupants, slot: Slot, wait: u64, seen: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (by_pods, by_system) = (get!(of.division.by_pods), get!(of.division.by_system));
+        let pods = scale(by_pods, wait, seen);
+        let system = scale(by_system, wait, seen);
+        // Who it was before is not known: the last pod that is stands for all of them.
+        if pods > by_pods {
+            blame(slot, get!(of.division.pod), pods - by_pods);
+        }
+        if system > by_system {
+            blame(slot, SYSTEM, system - by_system);
+        }
+        set!(
+            of.division.by_own,
+            scale(get!(of.division.by_own), wait, seen)
+        );
+        set!(of.division.by_pods, pods);
+        set!(of.division.by_system, system);
     }
 }
 
@@ -144,8 +260,7 @@ unsafe fn get_who(of: *mut Occupants, number: u64) -> u64 {
 fn scale(part: u64, wait: u64, seen: u64) -> u64 {
     let fraction = (part << FRACTION_BITS).checked_div(seen).unwrap_or(0);
     let low = wait & ((1 << FRACTION_BITS) - 1);
-    (wait >> FRACTION_BITS).wrapping_mul(fraction)
-        + (low.wrapping_mul(fraction) >> FRACTION_BITS)
+    (wait >> FRACTION_BITS).wrapping_mul(fraction) + (low.wrapping_mul(fraction) >> FRACTION_BITS)
 }
 
 /// Remembers who it was. Those who share a place compete for it: who has more keeps it.
@@ -157,7 +272,7 @@ unsafe fn blame(slot: Slot, who: u64, nanos: u64) {
     // SAFETY: the map's element. Two CPUs at once can lose a little of what only ranks culprits.
     unsafe {
         let place = (&raw mut (*culprits).places)
-            .cast::<ebpf_scaler_common::record::Culprit>()
+            .cast::<Culprit>()
             .add((who & (CULPRITS_PER_SLOT as u64 - 1)) as usize);
         if get!(place.who) == who {
             atomic::add(&raw mut (*place).nanos, nanos);

@@ -124,7 +124,11 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
             }
             if preempted as u8 != 0 || state as u32 == 0 {
                 let throttled = throttled(&ctx);
-                begin(core::ptr::read_volatile(tasks.cast::<u64>()), now, throttled);
+                begin(
+                    core::ptr::read_volatile(tasks.cast::<u64>()),
+                    now,
+                    throttled,
+                );
             }
         }
         occupants::ran(&raw mut (*cpu).occupants, who, now);
