@@ -180,7 +180,7 @@ stats! {
     Parked = "listener_payloads",
     /// First payloads of `listener_payloads` that found their connection.
     Adopted = "listener_payloads_adopted",
-    /// Waits for a CPU lost because two threads share a place in the table.
+    /// Waits for a CPU lost because three threads share a pair of places in the table.
     RunQueueCollision = "runqueue_collisions",
 }
 

@@ -25,10 +25,11 @@ use crate::maps::{control, count};
 use crate::occupants::{self, Occupants};
 use crate::slots::{Slot, known, resolve, tally};
 
-/// Threads that can wait at the same time, give or take collisions, which are noticed: 2 MiB.
-const PLACES: u32 = 1 << 18;
+/// Threads that can wait at the same time, give or take collisions, which are noticed: 2 MiB, in pairs of places.
+const PAIRS: u32 = 1 << 17;
 /// In a place: nanoseconds above, a tag of the task below, in its last bit whether a CPU limit took the task off.
 const TAG_BITS: u32 = 16;
+const TAG_MASK: u64 = (1 << TAG_BITS) - 1 - THROTTLED;
 const THROTTLED: u64 = 1;
 const TIME_MASK: u64 = u64::MAX >> TAG_BITS;
 /// How deep the cgroup above all pods can lie.
@@ -42,7 +43,7 @@ const CACHED: usize = 16;
 static TASK_THROTTLED: u64 = 0;
 
 #[map]
-static WAITING: Array<u64> = Array::with_max_entries(PLACES, 0);
+static WAITING: Array<[u64; 2]> = Array::with_max_entries(PAIRS, 0);
 
 /// A cgroup that ran on this CPU.
 #[repr(C)]
@@ -171,19 +172,39 @@ unsafe fn throttled(ctx: &BtfTracePointContext) -> u64 {
     }
 }
 
-/// A task's place in the table, and its tag there.
+/// A task's pair of places in the table, and its tag there.
 #[inline(always)]
 fn place(task: u64) -> (u32, u64) {
     let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((hash >> 46) as u32, (hash >> 30) & 0xfffe)
+    ((hash >> 47) as u32, (hash >> 30) & TAG_MASK)
 }
 
+/// The task begins to wait, or begins anew.
 #[inline(always)]
 unsafe fn begin(task: u64, now: u64, throttled: u64) {
     let (index, tag) = place(task);
-    if let Some(place) = WAITING.get_ptr_mut(index) {
-        // SAFETY: the map's element; one word, so time and tag belong together.
-        unsafe { core::ptr::write_volatile(place, (now << TAG_BITS) | tag | throttled) };
+    let Some(pair) = WAITING.get_ptr_mut(index) else {
+        return;
+    };
+    // SAFETY: the map's element; one word each, so time and tag belong together.
+    unsafe {
+        let (first, second) = (pair.cast::<u64>(), pair.cast::<u64>().add(1));
+        let (one, two) = (
+            core::ptr::read_volatile(first),
+            core::ptr::read_volatile(second),
+        );
+        let mut to = first;
+        if two & TAG_MASK == tag && two != 0 {
+            to = second;
+        } else if one != 0 && one & TAG_MASK != tag {
+            if two == 0 {
+                to = second;
+            } else {
+                // What is written over is not found when its task comes to run.
+                count(Stat::RunQueueCollision);
+            }
+        }
+        core::ptr::write_volatile(to, (now << TAG_BITS) | tag | throttled);
     }
 }
 
@@ -192,18 +213,19 @@ unsafe fn begin(task: u64, now: u64, throttled: u64) {
 #[inline(always)]
 unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
     let (index, tag) = place(task);
-    let Some(place) = WAITING.get_ptr_mut(index) else {
+    let Some(pair) = WAITING.get_ptr_mut(index) else {
         return 0;
     };
     // SAFETY: the map's element.
     unsafe {
-        let begun = core::ptr::read_volatile(place);
-        if begun == 0 {
-            return 0;
-        }
-        if begun & 0xfffe != tag {
-            count(Stat::RunQueueCollision);
-            return 0;
+        let mut place = pair.cast::<u64>();
+        let mut begun = core::ptr::read_volatile(place);
+        if begun == 0 || begun & TAG_MASK != tag {
+            place = place.add(1);
+            begun = core::ptr::read_volatile(place);
+            if begun == 0 || begun & TAG_MASK != tag {
+                return 0;
+            }
         }
         core::ptr::write_volatile(place, 0);
         let wait = now.wrapping_sub(begun >> TAG_BITS) & TIME_MASK;
