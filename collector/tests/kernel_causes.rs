@@ -16,6 +16,10 @@ use kernel::limit::Limit;
 use kernel::load::{Load, alone, want};
 use kernel::{Pod, World};
 
+/// How far a part may be off, as a share of all waiting: the waits that are under way at both ends of a measurement are
+/// not in it, and a machine that is busy with other things makes them long.
+const TOLERANCE: f64 = 0.10;
+
 /// Nanoseconds waited behind: the pod itself, other pods, what is no pod, its own limit, nobody.
 fn parts(c: &Counters) -> [u64; 5] {
     [
@@ -77,7 +81,7 @@ fn threads_of_one_pod_wait_behind_each_other() {
     let (waited, ran, took) = measure(&world, &[(&pod, &load)], Duration::from_secs(3));
     // While one runs, two wait behind it; while the rest of the machine has the CPU, all three wait.
     let expected = [2.0 * ran[0], 0.0, 3.0 * (took - ran[0]), 0.0, 0.0];
-    assert_near(waited[0], expected, 0.05);
+    assert_near(waited[0], expected, TOLERANCE);
     drop(load);
     assert_parts_add_up(&world, &pod);
 }
@@ -98,12 +102,12 @@ fn pods_wait_behind_each_other_and_the_culprit_is_named() {
     assert_near(
         waited[0],
         [ran[0], 2.0 * ran[1], 2.0 * rest, 0.0, 0.0],
-        0.05,
+        TOLERANCE,
     );
     assert_near(
         waited[1],
         [2.0 * ran[1], 3.0 * ran[0], 3.0 * rest, 0.0, 0.0],
-        0.05,
+        TOLERANCE,
     );
     // The machine may have been busy too.
     let is_b = |(who, _): &&(Culprit, u64)| *who == Culprit::Slot(b.slot);
@@ -125,7 +129,7 @@ fn what_runs_outside_the_pods_is_the_system() {
     std::thread::sleep(Duration::from_millis(500));
     let (waited, ran, took) = measure(&world, &[(&pod, &load)], Duration::from_secs(3));
     let culprits = world.probes.take_culprits(pod.slot);
-    assert_near(waited[0], [0.0, 0.0, took - ran[0], 0.0, 0.0], 0.05);
+    assert_near(waited[0], [0.0, 0.0, took - ran[0], 0.0, 0.0], TOLERANCE);
     assert!(outside.ran() > 0);
     assert_eq!(culprits[0].0, Culprit::System, "{culprits:?}");
     drop(load);

@@ -64,9 +64,6 @@ impl Answer {
 /// Why there is no answer. Each is better than a number that is not true.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// The metric has a name, but agents of this version do not measure it.
-    #[error("{0} is not measured by this version")]
-    NotMeasured(Metric),
     /// Nothing to measure: a sum over no pods is not 0 requests/s, it is no measurement.
     #[error("no pod to measure in namespace {namespace} for {selector:?}: {matched} match, {why}")]
     NoPods {
@@ -99,7 +96,7 @@ impl AnswerError {
     /// The HTTP status that fits. None of them makes client-go retry by itself, and an HPA holds on each.
     pub const fn code(&self) -> u16 {
         match self {
-            Self::NotMeasured(_) | Self::NoPods { .. } => 404,
+            Self::NoPods { .. } => 404,
             Self::Missing { .. } => 503,
         }
     }
@@ -107,7 +104,6 @@ impl AnswerError {
     /// The case as one word, for machines.
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::NotMeasured(_) => "NotMeasured",
             Self::NoPods { .. } => "NoPods",
             Self::Missing { .. } => "MissingPods",
         }
@@ -147,9 +143,6 @@ impl State {
         windows: &[Window],
         now: Time,
     ) -> Result<Answer, AnswerError> {
-        if metric.aggregation() == Aggregation::NotMeasured {
-            return Err(AnswerError::NotMeasured(metric));
-        }
         let mut tally = Tally {
             metric,
             windows,

@@ -253,12 +253,6 @@ fn no_pods_is_no_measurement_and_says_what_there_is_instead() {
 }
 
 #[test]
-fn a_metric_that_is_not_measured_is_not_zero() {
-    let error = shop().ask(Metric::TcpRttP50, Window::S30).unwrap_err();
-    assert_eq!((error.code(), error.reason()), (404, "NotMeasured"));
-}
-
-#[test]
 fn a_family_that_is_off_is_asked_for_and_not_zero() {
     let world = shop();
     let error = world

@@ -41,6 +41,8 @@ pub enum Distribution {
     RequestLatency,
     /// From a thread becoming runnable to it running
     RunQueueLatency,
+    /// Smoothed round-trip times of TCP connections
+    TcpRtt,
 }
 
 /// How the pods' measurements become one value.
@@ -54,8 +56,6 @@ pub enum Aggregation {
     Quantile(Distribution, f64),
     /// Averaged over the pods
     MeanRatio,
-    /// Known by name, but no agent of this version measures it
-    NotMeasured,
 }
 
 macro_rules! metrics {
@@ -103,8 +103,8 @@ macro_rules! metrics {
     };
 }
 
-use Aggregation::{MeanRatio, NotMeasured, Quantile, SumOfAverages, SumOfRates};
-use Distribution::{RequestLatency, RunQueueLatency};
+use Aggregation::{MeanRatio, Quantile, SumOfAverages, SumOfRates};
+use Distribution::{RequestLatency, RunQueueLatency, TcpRtt};
 
 metrics! {
     /// Requests from outside the pod, without kubelet probes and excluded ports
@@ -150,19 +150,11 @@ metrics! {
     /// TCP segments that the pods sent again
     TcpRetransmitsPerSecond => "tcp_retransmits_per_second", PerSecond, Network, SumOfRates;
     /// Median smoothed round-trip time of the pods' TCP connections
-    TcpRttP50 => "tcp_rtt_p50_microseconds", Micros, Network, NotMeasured;
+    TcpRttP50 => "tcp_rtt_p50_microseconds", Micros, Network, Quantile(TcpRtt, 0.5);
+    /// 99th percentile of the smoothed round-trip time of the pods' TCP connections
+    TcpRttP99 => "tcp_rtt_p99_microseconds", Micros, Network, Quantile(TcpRtt, 0.99);
     /// TCP connections opened, from and to the pods
     ConnectionsPerSecond => "connections_per_second", PerSecond, Network, SumOfRates;
-}
-
-impl Metric {
-    /// The metrics that agents of this version really measure: what discovery lists.
-    pub fn served() -> impl Iterator<Item = Self> {
-        Self::ALL
-            .iter()
-            .copied()
-            .filter(|metric| metric.aggregation() != NotMeasured)
-    }
 }
 
 impl fmt::Display for Metric {
@@ -276,12 +268,6 @@ mod tests {
             }
         }
         assert_eq!(Metric::from_name("requests"), None);
-    }
-
-    #[test]
-    fn a_metric_that_is_not_measured_is_not_listed() {
-        assert!(Metric::served().all(|m| m != Metric::TcpRttP50));
-        assert_eq!(Metric::served().count(), Metric::ALL.len() - 1);
     }
 
     #[test]

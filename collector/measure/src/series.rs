@@ -22,6 +22,8 @@ pub struct Sample {
     pub request_latency: Sparse,
     /// Run-queue latencies, cumulative
     pub runqueue_latency: Sparse,
+    /// Samples of TCP round-trip times, cumulative
+    pub tcp_rtt: Sparse,
     /// Behind whom the pod's threads waited most in the last seconds, the largest first
     pub preemptors: Vec<Preemptor>,
 }
@@ -38,6 +40,9 @@ pub struct Preemptor {
 /// At most this many of a pod's preemptors are kept.
 pub const MAX_PREEMPTORS: usize = 3;
 
+/// How many distributions a sample has.
+const DISTRIBUTIONS: usize = 3;
+
 /// How long each resolution is kept, and how coarse it is: microseconds.
 const TIERS: [(u64, u64); 3] = [
     // Agents read every 250 ms; a little less, so that jitter never merges two regular readings.
@@ -53,7 +58,7 @@ struct Point {
     at: u64,
     since: u64,
     totals: Totals,
-    added: [Sparse; 2],
+    added: [Sparse; DISTRIBUTIONS],
 }
 
 impl Point {
@@ -117,7 +122,7 @@ pub struct Series {
     /// The totals at and before the first point.
     base: Totals,
     tiers: [VecDeque<Point>; TIERS.len()],
-    latest: [Sparse; 2],
+    latest: [Sparse; DISTRIBUTIONS],
     in_flight: u64,
     last_at: u64,
     last: Totals,
@@ -133,6 +138,7 @@ impl Series {
         series.latest = [
             sample.request_latency.clone(),
             sample.runqueue_latency.clone(),
+            sample.tcp_rtt.clone(),
         ];
         series.in_flight = sample.counters.requests_in_flight;
         series.last_at = at;
@@ -185,8 +191,12 @@ impl Series {
         let mut totals = Totals::new(&sample.counters);
         totals.set(Total::InFlightMicros, self.in_flight_until(at));
         let totals = totals.max(&self.last);
-        let now = [&sample.request_latency, &sample.runqueue_latency];
-        let added = [0, 1].map(|i| now[i].since(&self.latest[i]));
+        let now = [
+            &sample.request_latency,
+            &sample.runqueue_latency,
+            &sample.tcp_rtt,
+        ];
+        let added = std::array::from_fn(|i| now[i].since(&self.latest[i]));
         for (latest, now) in self.latest.iter_mut().zip(now) {
             latest.raise(now);
         }
@@ -302,6 +312,7 @@ impl Series {
         let which = match which {
             Distribution::RequestLatency => 0,
             Distribution::RunQueueLatency => 1,
+            Distribution::TcpRtt => 2,
         };
         // Newest first: short windows touch few points.
         for point in self.tiers.iter().flat_map(|t| t.iter().rev()) {

@@ -99,7 +99,7 @@ fn amount_and_events(metric: Metric, get: impl Fn(Total) -> f64) -> (f64, f64) {
         M::RunQueueLatencyP50 | M::RunQueueLatencyP90 | M::RunQueueLatencyP99 => {
             (0.0, get(Total::Waits))
         }
-        M::TcpRttP50 => (0.0, 0.0),
+        M::TcpRttP50 | M::TcpRttP99 => (0.0, 0.0),
     };
     (amount, events)
 }

@@ -17,6 +17,7 @@ pub fn of(
         counters: Some(counters(&reading.counters)),
         request_latency: histogram(&reading.request_latency),
         runqueue_latency: histogram(&reading.runqueue_latency),
+        tcp_rtt: histogram(&reading.tcp_rtt),
         preemptors: preemptors.to_vec(),
     }
 }

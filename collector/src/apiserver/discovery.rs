@@ -46,7 +46,8 @@ fn group() -> Value {
 /// Only `get` is told, though the verb that RBAC sees is `list`: it keeps garbage collection and namespace
 /// deletion from asking for these "objects".
 fn resources() -> Value {
-    let resources: Vec<_> = Metric::served()
+    let resources: Vec<_> = Metric::ALL
+        .iter()
         .map(|metric| {
             json!({
                 "name": metric.as_str(),
@@ -89,7 +90,8 @@ async fn groups(headers: HeaderMap) -> Response {
 }
 
 fn aggregated() -> Value {
-    let resources: Vec<_> = Metric::served()
+    let resources: Vec<_> = Metric::ALL
+        .iter()
         .map(|metric| {
             json!({
                 "resource": metric.as_str(),

@@ -164,7 +164,7 @@ async fn answer(
         ));
     }
     let Some(metric) = metric else {
-        let names: Vec<_> = Metric::served().map(Metric::as_str).collect();
+        let names: Vec<_> = Metric::ALL.iter().map(|metric| metric.as_str()).collect();
         let message = format!(
             "the server could not find the metric {name} for namespaces; there are: {}",
             names.join(", ")

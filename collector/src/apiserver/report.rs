@@ -149,6 +149,7 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
             counters: counters(&s.counters.unwrap_or_default()),
             request_latency: histogram(s.request_latency),
             runqueue_latency: histogram(s.runqueue_latency),
+            tcp_rtt: histogram(s.tcp_rtt),
             preemptors: s.preemptors.into_iter().map(preemptor).collect(),
         };
         (s.pod_uid.into(), sample)

@@ -150,13 +150,6 @@ async fn what_can_not_be_answered_says_why_in_a_status() {
             "could not find the metric request_rate",
         ),
         (
-            "tcp_rtt_p50_microseconds",
-            "",
-            404,
-            "NotFound",
-            "not measured by this version",
-        ),
-        (
             "requests_per_second",
             "a+b",
             400,
@@ -304,7 +297,7 @@ async fn discovery_lists_the_metrics_that_there_are() {
             "kind": "ExternalMetricValueList", "verbs": ["get"],
         })
     );
-    assert!(named("tcp_rtt_p50_microseconds").is_none());
+    assert!(named("tcp_rtt_p50_microseconds").is_some());
     let group = world.get(&proxy, "/apis/external.metrics.k8s.io").await;
     assert_eq!(group.body["preferredVersion"]["version"], "v1beta1");
     let groups = world.get(&proxy, "/apis").await;

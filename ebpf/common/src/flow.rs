@@ -10,6 +10,9 @@ pub const BUSY: u64 = 1 << 32;
 /// Segments that may wait for a missing one before the place is given up.
 pub const MAX_EARLY: u32 = 4;
 
+/// How many packets with payload a connection sends for each look at its round-trip time; a power of two.
+pub const RTT_EVERY: u64 = 16;
+
 /// What a connection is; known when its state is made.
 pub mod kind {
     /// Both ends are in the pod.
@@ -106,8 +109,8 @@ pub struct Flow {
     pub lost_tail: u32,
     /// Responses; `SEARCH` while none needs framing.
     pub tx: Machine,
-    /// Nothing.
-    pub reserved: u64,
+    /// Packets out with new payload; of each [`RTT_EVERY`] one looks at the round-trip time.
+    pub tx_packets: u64,
 
     /// Outstanding requests.
     pub ring: [u64; OUTSTANDING as usize],

@@ -77,6 +77,8 @@ pub struct SlotRecord {
     pub request_latency: [u64; BUCKETS],
     /// Waits for a CPU.
     pub runqueue_latency: [u64; BUCKETS],
+    /// Smoothed round-trip times of TCP connections, by samples.
+    pub tcp_rtt: [u64; BUCKETS],
 }
 
 /// Who had a CPU, when it was no pod.

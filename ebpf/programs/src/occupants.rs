@@ -1,4 +1,4 @@
-//! Who has run on a CPU lately, and how a wait that ended there is divided among them: exactly for the last few, then
+//! Who has run on a CPU lately, and how a wait that ended there is divided among them: exactly if they were few, else
 //! by samples, and what is older than those in the proportions of what is not. It keeps no more than that.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
@@ -10,13 +10,17 @@ use ebpf_scaler_common::record::{CULPRITS_PER_SLOT, Culprit, Culprits, IDLE, SYS
 use crate::atomic::{self, get, set};
 use crate::slots::{Slot, tally};
 
-/// Occupants that are kept exactly, and samples; powers of two. One less of each is of use: of the oldest only the end
-/// is known.
+/// Occupants that are kept, and samples; powers of two.
 const LAST: usize = 8;
-const SAMPLES: usize = 32;
+const SAMPLES: usize = 64;
+/// Occupants that are looked at for one wait, at most: fewer than are kept, for each begins where the one before ended.
+/// Few do, because what matters is the sum over many waits, of which the samples are no more often one's than another's.
+const STEPS: u32 = 4;
 /// A sample is whoever has the CPU when this bit of the clock changes: each 2^20 ns = 1.05 ms. That is no multiple or
 /// fraction of the kernel's own tick, at which it likes to switch.
 const SAMPLE_BITS: u32 = 20;
+/// Bits of the clock above this are as good as random.
+const OFFSET_SHIFT: u32 = 8;
 /// Fractions of a wait are computed in 1/65536.
 const FRACTION_BITS: u32 = 16;
 
@@ -55,6 +59,10 @@ struct Division {
     begun: u64,
     /// All after this is divided.
     until: u64,
+    /// Only each (1 << stride_bits)th occupant is looked at, and stands for those up to the next.
+    stride_bits: u64,
+    /// Which one of those it is.
+    offset: u64,
     by_own: u64,
     by_pods: u64,
     by_system: u64,
@@ -127,30 +135,71 @@ pub unsafe fn divide(of: *mut Occupants, slot: Slot, own: u64, wait: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         let last = &raw mut (*of).last;
-        let end = until(last, get!(last.newest));
+        let newest = get!(last.newest);
+        let end = until(last, newest);
+        let begun = end.wrapping_sub(wait);
+        if until(last, newest.wrapping_sub(1)) <= begun {
+            // Mostly whoever ran last ran all the time.
+            let place = at(last, newest);
+            let who = get!(place.who);
+            if who == own {
+                tally!(slot, runqueue_wait_self_nanos, wait);
+            } else if who == IDLE {
+                tally!(slot, runqueue_wait_idle_nanos, wait);
+            } else {
+                blame(slot, who, wait);
+                if who == SYSTEM {
+                    tally!(slot, runqueue_wait_system_nanos, wait);
+                } else {
+                    tally!(slot, runqueue_wait_other_pods_nanos, wait);
+                }
+            }
+            return;
+        }
         set!(of.division.own, own);
-        set!(of.division.begun, end.wrapping_sub(wait));
+        set!(of.division.begun, begun);
         set!(of.division.until, end);
+        set!(of.division.stride_bits, 0);
+        set!(of.division.offset, 0);
         set!(of.division.by_own, 0);
         set!(of.division.by_pods, 0);
         set!(of.division.by_system, 0);
         set!(of.division.pod, SYSTEM);
-        // Mostly whoever ran last ran all the time.
-        if !step(of, last, slot, 0) {
-            let mut walk = Walk { of, slot };
-            let walk = (&raw mut walk).cast();
-            bpf_loop(LAST as u32 - 2, back_to_last as *mut _, walk, 0);
-            if get!(of.division.until) > get!(of.division.begun) {
-                bpf_loop(SAMPLES as u32 - 1, back_to_sample as *mut _, walk, 0);
-            }
-            if get!(of.division.until) > get!(of.division.begun) {
-                extrapolate(of, slot, wait, end.wrapping_sub(get!(of.division.until)));
-            }
+        let mut walk = Walk { of, slot };
+        let walk = (&raw mut walk).cast();
+        let oldest = newest.wrapping_sub(u64::from(STEPS));
+        if until(last, oldest) <= begun {
+            bpf_loop(STEPS, back_to_last as *mut _, walk, 0);
+        } else {
+            // Of a longer wait fewer are looked at, for the same price.
+            let samples = &raw mut (*of).samples;
+            let newest = get!(samples.newest);
+            let steps = u64::from(STEPS);
+            let stride_bits = if until(samples, newest.wrapping_sub(steps)) <= begun {
+                0
+            } else if until(samples, newest.wrapping_sub(steps << 1)) <= begun {
+                1
+            } else if until(samples, newest.wrapping_sub(steps << 2)) <= begun {
+                2
+            } else {
+                3
+            };
+            set!(of.division.stride_bits, stride_bits);
+            // Any of a stride, not the last: who runs last before one's turn is seldom oneself.
+            set!(
+                of.division.offset,
+                (end >> OFFSET_SHIFT) & ((1 << stride_bits) - 1)
+            );
+            bpf_loop(STEPS, back_to_sample as *mut _, walk, 0);
+        }
+        let left = get!(of.division.until);
+        if left > begun {
+            extrapolate(of, slot, wait, end.wrapping_sub(left));
         }
         let by_own = get!(of.division.by_own);
         let by_pods = get!(of.division.by_pods);
         let by_system = get!(of.division.by_system);
-        // Mostly it is one of them, and an addition that is not made costs nothing.
+        // Often it is one of them, and an addition that is not made costs nothing.
         if by_own != 0 {
             tally!(slot, runqueue_wait_self_nanos, by_own);
         }
@@ -174,7 +223,7 @@ unsafe extern "C" fn back_to_last(back: u64, walk: *mut Walk) -> i64 {
     // SAFETY: bpf_loop passes what we gave it.
     unsafe {
         let (of, slot) = ((*walk).of, (*walk).slot);
-        i64::from(step(of, &raw mut (*of).last, slot, back + 1))
+        i64::from(step(of, &raw mut (*of).last, slot, back))
     }
 }
 
@@ -186,7 +235,7 @@ unsafe extern "C" fn back_to_sample(back: u64, walk: *mut Walk) -> i64 {
     }
 }
 
-/// Takes the occupant so far `back` into account; true when the wait is divided.
+/// Takes one more occupant into account, so many strides back; true when the wait is divided.
 #[inline(always)]
 unsafe fn step<const N: usize>(
     of: *mut Occupants,
@@ -196,8 +245,10 @@ unsafe fn step<const N: usize>(
 ) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let number = get!(ring.newest).wrapping_sub(back);
-        let before = until(ring, number.wrapping_sub(1));
+        let stride_bits = get!(of.division.stride_bits) & 3;
+        let number = get!(ring.newest).wrapping_sub(back << stride_bits);
+        let before = until(ring, number.wrapping_sub(1 << stride_bits));
+        let number = number.wrapping_sub(get!(of.division.offset));
         let (begun, end) = (get!(of.division.begun), get!(of.division.until));
         if before >= end {
             return false;
@@ -208,21 +259,15 @@ unsafe fn step<const N: usize>(
         let place = at(ring, number);
         let who = get!(place.who);
         if who == get!(of.division.own) {
-            set!(
-                of.division.by_own,
-                get!(of.division.by_own).wrapping_add(part)
-            );
+            let by_own = get!(of.division.by_own);
+            set!(of.division.by_own, by_own.wrapping_add(part));
         } else if who != IDLE {
             if who == SYSTEM {
-                set!(
-                    of.division.by_system,
-                    get!(of.division.by_system).wrapping_add(part)
-                );
+                let by_system = get!(of.division.by_system);
+                set!(of.division.by_system, by_system.wrapping_add(part));
             } else {
-                set!(
-                    of.division.by_pods,
-                    get!(of.division.by_pods).wrapping_add(part)
-                );
+                let by_pods = get!(of.division.by_pods);
+                set!(of.division.by_pods, by_pods.wrapping_add(part));
                 set!(of.division.pod, who);
             }
             blame(slot, who, part);

@@ -4,8 +4,10 @@
 //!
 //! Packets out are handled under the socket's lock, so nothing here races with itself.
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
-use ebpf_scaler_common::flow::{Flow, OUTSTANDING, Place, entry, kind, place, rx_flag, tx_flag};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock};
+use ebpf_scaler_common::flow::{
+    Flow, OUTSTANDING, Place, RTT_EVERY, entry, kind, place, rx_flag, tx_flag,
+};
 use ebpf_scaler_common::histogram;
 use ebpf_scaler_common::http1::{begins_response, flag, phase, skip_gap, status_in};
 use ebpf_scaler_common::record::Stat;
@@ -45,6 +47,7 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
             }
         };
         set!(flow.tx_next, packet.seq.wrapping_add(len));
+        sample_rtt(packet, flow, slot);
         if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) != 0
             || get!(flow.tx_flags) & tx_flag::TUNNEL != 0
         {
@@ -55,6 +58,31 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
             next_answer(packet, flow, slot, offset, len);
         } else {
             framed(packet, flow, slot, at, offset, len);
+        }
+    }
+}
+
+/// Looks now and then at what the kernel knows of the round-trip time: with the first packet (the handshake's), and
+/// then with one of so many, which costs next to nothing and needs no clock.
+#[inline(always)]
+unsafe fn sample_rtt(packet: &Packet, flow: *mut Flow, slot: Slot) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sent = get!(flow.tx_packets);
+        set!(flow.tx_packets, sent.wrapping_add(1));
+        if sent & (RTT_EVERY - 1) != 0 || get!(flow.kind) & kind::LOOPBACK != 0 {
+            return;
+        }
+        let tcp = bpf_tcp_sock(packet.sk);
+        if tcp.is_null() {
+            return;
+        }
+        // The kernel keeps eight times the smoothed value; 0 before the first measurement.
+        let micros = u64::from(get!(tcp.srtt_us) >> 3);
+        let index = histogram::index(micros) & 0xff;
+        if micros != 0 && index < histogram::BUCKETS {
+            let buckets = (&raw mut (*slot.record).tcp_rtt).cast::<u64>();
+            atomic::add(buckets.add(index), 1);
         }
     }
 }

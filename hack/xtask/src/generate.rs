@@ -91,7 +91,7 @@ fn metrics() -> String {
         windows.join(", "),
         Window::DEFAULT,
     ));
-    for metric in Metric::served() {
+    for metric in Metric::ALL {
         page.push_str(&format!(
             "| `{metric}` | {} | {:?} | {} |\n",
             metric.unit().as_str(),

@@ -18,6 +18,8 @@ pub struct Reading {
     pub request_latency: Buckets,
     /// Waits of runnable threads for a CPU.
     pub runqueue_latency: Buckets,
+    /// Smoothed round-trip times of TCP connections, by samples.
+    pub tcp_rtt: Buckets,
 }
 
 impl Default for Reading {
@@ -26,6 +28,7 @@ impl Default for Reading {
             counters: Counters::default(),
             request_latency: [0; histogram::BUCKETS],
             runqueue_latency: [0; histogram::BUCKETS],
+            tcp_rtt: [0; histogram::BUCKETS],
         }
     }
 }
@@ -55,6 +58,7 @@ impl Reading {
             &mut reading.runqueue_latency,
             offset_of!(SlotRecord, runqueue_latency),
         );
+        fill(&mut reading.tcp_rtt, offset_of!(SlotRecord, tcp_rtt));
         reading
     }
 
@@ -89,6 +93,9 @@ impl Reading {
         into.runqueue_wait_throttled_nanos += from.runqueue_wait_throttled_nanos;
         into.runqueue_wait_idle_nanos += from.runqueue_wait_idle_nanos;
         for (into, from) in self.request_latency.iter_mut().zip(past.request_latency) {
+            *into += from;
+        }
+        for (into, from) in self.tcp_rtt.iter_mut().zip(past.tcp_rtt) {
             *into += from;
         }
         for (into, from) in self.runqueue_latency.iter_mut().zip(past.runqueue_latency) {
