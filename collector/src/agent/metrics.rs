@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family as Labelled;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::probes::{Family, Statistics};
+use super::probes::{Family, ProgramCost, Statistics};
 
 /// Which family a metric is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -130,8 +131,42 @@ impl Collector for ProbeStatistics {
                 counter.encode(metric)?;
             }
         }
-        Ok(())
+        let programs = &statistics.programs;
+        let help = "CPU time of the BPF program, estimated from one run in 1,024";
+        let of = |program: &ProgramCost| ConstCounter::new(program.seconds);
+        each(
+            &mut encoder,
+            "ebpf_scaler_agent_program_seconds",
+            help,
+            programs,
+            of,
+        )?;
+        let help = "Runs of the BPF program, estimated from one in 1,024";
+        let of = |program: &ProgramCost| ConstCounter::new(program.runs);
+        each(
+            &mut encoder,
+            "ebpf_scaler_agent_program_runs",
+            help,
+            programs,
+            of,
+        )
     }
+}
+
+/// A metric with a series for each program.
+fn each<M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    programs: &[ProgramCost],
+    of: impl Fn(&ProgramCost) -> M,
+) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for program in programs {
+        let label = [("program", program.program)];
+        of(program).encode(metric.encode_family(&label)?)?;
+    }
+    Ok(())
 }
 
 /// Registers everything. The help texts are the documentation of the metrics.
@@ -291,6 +326,11 @@ mod tests {
         let (metrics, _) = register(&mut registry);
         metrics.probes.set(Statistics {
             values: vec![("desyncs", 3), ("live_sockets", 7)],
+            programs: vec![ProgramCost {
+                program: "ingress",
+                runs: 2048,
+                seconds: 0.5,
+            }],
         });
         metrics
             .family_active
@@ -303,6 +343,8 @@ mod tests {
             "ebpf_scaler_agent_probe_live_sockets 7",
             "ebpf_scaler_agent_family_active{family=\"runqueue\"} 1",
             "ebpf_scaler_agent_pods 0",
+            "ebpf_scaler_agent_program_seconds_total{program=\"ingress\"} 0.5",
+            "ebpf_scaler_agent_program_runs_total{program=\"ingress\"} 2048",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

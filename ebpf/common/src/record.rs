@@ -110,6 +110,50 @@ pub struct Culprits {
     pub places: [Culprit; CULPRITS_PER_SLOT],
 }
 
+macro_rules! programs {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        /// The programs, each of which times some of its runs: the index into the map COSTS.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Program { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Program {
+            /// Every program with its name in the object, in the order of the indices.
+            pub const ALL: &[(Program, &str)] = &[$((Program::$name, $label),)+];
+        }
+    };
+}
+
+programs! {
+    /// Packets to the pods' sockets.
+    Ingress = "ingress",
+    /// Packets from the pods' sockets.
+    Egress = "egress",
+    /// A TCP socket goes.
+    Destroy = "tcp_destroy_sock",
+    /// A task becomes runnable.
+    Wakeup = "sched_wakeup",
+    /// A new task becomes runnable.
+    WakeupNew = "sched_wakeup_new",
+    /// A CPU goes from one task to the next.
+    Switch = "sched_switch",
+}
+
+/// Elements of the map COSTS.
+pub const PROGRAMS: u32 = Program::ALL.len() as u32;
+/// One run in so many is timed.
+pub const SAMPLED: u64 = 1024;
+
+/// What runs of a program took, of those that were timed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Runs.
+    pub runs: u64,
+    /// Their time, nanoseconds, the reading of the clock in it.
+    pub nanos: u64,
+}
+
 /// The one element of the map CONTROL.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

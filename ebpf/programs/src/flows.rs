@@ -10,9 +10,10 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_scaler_common::flow::{Flow, FlowKey, OUTSTANDING, before, entry, kind, rx_flag};
 use ebpf_scaler_common::http1::{Machine, phase};
-use ebpf_scaler_common::record::{NO_SLOT, Stat, generation_of, slot_of};
+use ebpf_scaler_common::record::{NO_SLOT, Program, Stat, generation_of, slot_of};
 
 use crate::atomic::{self, get, set};
+use crate::cost;
 use crate::maps::{
     EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCH_TAKEN, SCRATCHES, Scratch, control, count,
 };
@@ -326,13 +327,21 @@ pub unsafe fn oldest(flow: *mut Flow) -> u32 {
 /// A TCP socket goes: requests without an answer will not get one.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    cost::begin(Program::Destroy);
+    destroyed(&ctx);
+    cost::end(Program::Destroy);
+    0
+}
+
+#[inline(always)]
+fn destroyed(ctx: &BtfTracePointContext) {
     // SAFETY: the argument is a socket; the storage is its own.
     unsafe {
         let sk: *const bpf_sock = *ctx.as_ptr().cast();
         let flow: *mut Flow =
             bpf_sk_storage_get(storage(), sk.cast_mut().cast(), core::ptr::null_mut(), 0).cast();
         if flow.is_null() {
-            return 0;
+            return;
         }
         if let Some(control) = control() {
             atomic::add(&raw mut (*control).live_flows, u64::MAX);
@@ -347,5 +356,4 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
             slot.touch();
         }
     }
-    0
 }

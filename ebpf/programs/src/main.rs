@@ -9,6 +9,7 @@
 #![feature(asm_experimental_arch, core_intrinsics)]
 
 mod atomic;
+mod cost;
 mod flows;
 mod maps;
 mod network;

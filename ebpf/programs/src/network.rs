@@ -8,13 +8,13 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use ebpf_scaler_common::flow::{Flow, FlowKey, Place, kind, place, rx_flag};
 use ebpf_scaler_common::http1::phase;
-use ebpf_scaler_common::record::Stat;
+use ebpf_scaler_common::record::{Program, Stat};
 
 use crate::atomic::{get, set};
 use crate::maps::{PARKED, count};
 use crate::packet::{Packet, SYN, TCP};
 use crate::slots::{Slot, resolve, tally};
-use crate::{flows, requests, responses};
+use crate::{cost, flows, requests, responses};
 
 const TCP_SYN_SENT: u32 = 2;
 const TCP_LISTEN: u32 = 10;
@@ -24,14 +24,18 @@ const PASS: i32 = 1;
 /// Packets to the pods' sockets.
 #[cgroup_skb(ingress)]
 pub fn ingress(ctx: SkBuffContext) -> i32 {
+    cost::begin(Program::Ingress);
     packet(ctx.skb.skb, true);
+    cost::end(Program::Ingress);
     PASS
 }
 
 /// Packets from the pods' sockets.
 #[cgroup_skb(egress)]
 pub fn egress(ctx: SkBuffContext) -> i32 {
+    cost::begin(Program::Egress);
     packet(ctx.skb.skb, false);
+    cost::end(Program::Egress);
     PASS
 }
 

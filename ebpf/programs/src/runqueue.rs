@@ -18,9 +18,10 @@ use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_scaler_common::histogram;
-use ebpf_scaler_common::record::{Control, IDLE, SYSTEM, Stat};
+use ebpf_scaler_common::record::{Control, IDLE, Program, SYSTEM, Stat};
 
 use crate::atomic::{self, get, set};
+use crate::cost;
 use crate::maps::{control, count};
 use crate::occupants::{self, Occupants};
 use crate::slots::{Slot, known, resolve, tally};
@@ -75,14 +76,18 @@ static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// A task becomes runnable.
 #[btf_tracepoint(function = "sched_wakeup")]
 pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
+    cost::begin(Program::Wakeup);
     wakeup(&ctx);
+    cost::end(Program::Wakeup);
     0
 }
 
 /// A new task becomes runnable.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    cost::begin(Program::WakeupNew);
     wakeup(&ctx);
+    cost::end(Program::WakeupNew);
     0
 }
 
@@ -102,19 +107,27 @@ fn wakeup(ctx: &BtfTracePointContext) {
 /// A CPU goes from one task to the next.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    cost::begin(Program::Switch);
+    switch(&ctx);
+    cost::end(Program::Switch);
+    0
+}
+
+#[inline(always)]
+fn switch(ctx: &BtfTracePointContext) {
     let Some(cpu) = CPU.get_ptr_mut(0) else {
-        return 0;
+        return;
     };
     // SAFETY: the trace point's arguments, tasks by their addresses only; run with interrupts off.
     unsafe {
         let tasks = (&raw mut (*cpu).tasks).cast::<*const u8>();
-        core::ptr::write_volatile(tasks, argument(&ctx, 1));
-        core::ptr::write_volatile(tasks.add(1), argument(&ctx, 2));
-        let preempted: u64 = number(&ctx, 0);
-        let state: u64 = number(&ctx, 3);
+        core::ptr::write_volatile(tasks, argument(ctx, 1));
+        core::ptr::write_volatile(tasks.add(1), argument(ctx, 2));
+        let preempted: u64 = number(ctx, 0);
+        let state: u64 = number(ctx, 3);
         let now = bpf_ktime_get_ns();
         // The current task is the one that is switched out; the idle task waits for nothing.
-        let Some(control) = control() else { return 0 };
+        let Some(control) = control() else { return };
         let since = get!(control.runqueue_since);
         let mut who = IDLE;
         if bpf_get_current_pid_tgid() as u32 != 0 {
@@ -124,7 +137,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
                 credit(cpu, who, wait);
             }
             if preempted as u8 != 0 || state as u32 == 0 {
-                let throttled = throttled(&ctx);
+                let throttled = throttled(ctx);
                 begin(
                     core::ptr::read_volatile(tasks.cast::<u64>()),
                     now,
@@ -143,7 +156,6 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
             )
         );
     }
-    0
 }
 
 #[inline(always)]

@@ -8,7 +8,9 @@ use std::path::Path;
 use aya::maps::{HashMap, Map, MapData, Queue};
 use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
-use ebpf_scaler_common::record::{Control, Culprits, PORT_WORDS, QUARANTINE, STATS, SlotRecord};
+use ebpf_scaler_common::record::{
+    Control, Cost, Culprits, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, SlotRecord,
+};
 
 use super::memory::Shared;
 use super::{Options, ProbeError, btf};
@@ -56,6 +58,8 @@ pub struct Maps {
     pub control: Shared<Control>,
     /// Behind whom a slot's threads waited.
     pub culprits: Shared<Culprits>,
+    /// What the programs cost, by samples.
+    pub costs: Shared<Cost>,
     /// What went wrong.
     pub statistics: Shared<u64>,
     /// Cgroup id to slot.
@@ -320,6 +324,7 @@ impl Maps {
             dirty: share(ebpf, "DIRTY", slots.div_ceil(64))?,
             control: share(ebpf, "CONTROL", 1)?,
             culprits: share(ebpf, "CULPRITS", slots)?,
+            costs: share(ebpf, "COSTS", PROGRAMS)?,
             statistics: share(ebpf, "STATISTICS", STATS)?,
             cgroups: take(ebpf, "CGROUPS")?,
             quarantine: take(ebpf, "QUARANTINE")?,

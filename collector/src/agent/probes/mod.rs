@@ -14,14 +14,14 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use ebpf_scaler_common::record::{
-    Control, QUARANTINE, SlotRecord, Stat, generation_of, slot_of, slot_ref,
+    Control, Cost, Program, QUARANTINE, SAMPLED, SlotRecord, Stat, generation_of, slot_of, slot_ref,
 };
 pub use ebpf_scaler_common::{Counters, Family, histogram};
 
 pub use culprits::Culprit;
 use kernel::Kernel;
 use pool::Pool;
-pub use reading::{Buckets, Reading, Statistics};
+pub use reading::{Buckets, ProgramCost, Reading, Statistics};
 
 /// No more TCP sockets than these have state: half a KiB each.
 const MAX_FLOWS: u64 = 65_536;
@@ -317,7 +317,21 @@ impl Probes {
         ];
         Statistics {
             values: of_kernel.chain(ours).collect(),
+            programs: self.costs(),
         }
+    }
+
+    fn costs(&self) -> Vec<ProgramCost> {
+        let costs = &self.kernel.maps.costs;
+        let of = |(program, name): &(Program, &'static str)| {
+            let word = |offset| costs.word(*program as u32, offset);
+            ProgramCost {
+                program: name,
+                runs: word(offset_of!(Cost, runs)) * SAMPLED,
+                seconds: (word(offset_of!(Cost, nanos)) * SAMPLED) as f64 / 1e9,
+            }
+        };
+        Program::ALL.iter().map(of).collect()
     }
 
     /// Zeroes a slot, then lets the programs have it.
