@@ -10,13 +10,14 @@ mod kernel;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
 use ebpf_scaler_collector::agent::probes::Counters;
 use kernel::http::{Pair, one_pod};
-use kernel::{CLIENT, Pod, SERVER, SERVER6, World};
+use kernel::{CLIENT, Pod, SERVER, SERVER6, World, eventually};
 
 /// A counter of the pods' end of the veth, with ARP and the like among it.
 fn veth(world: &World, name: &str) -> u64 {
@@ -127,6 +128,74 @@ fn small_turns_agree_with_the_veth_to_the_byte() {
         ),
         "{c:?} {after:?}"
     );
+}
+
+/// What `ss -i` shows of a socket (include/uapi/linux/tcp.h, struct tcp_info): bytes received, bytes sent again or not,
+/// segments in, segments out.
+fn socket_account(socket: &TcpStream) -> [u64; 4] {
+    let mut info = [0u64; 32];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes no more than it is told.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(done, 0);
+    assert!(length >= 208, "{length}: older than Linux 4.19");
+    let (segments_out, segments_in) = (info[17] & 0xffff_ffff, info[17] >> 32);
+    [info[16], info[25], segments_in, segments_out]
+}
+
+#[test]
+fn payload_and_packets_are_the_sockets_own() {
+    let (world, pod, listener) = one_pod(80);
+    let mut pair = Pair::new(&listener);
+    for _ in 0..10 {
+        pair.ask(vec![1; 1 << 20]);
+        pair.answer(vec![2; 2 << 20]);
+    }
+    for n in 1..200 {
+        pair.turn(vec![b'a'; n], vec![b'b'; n * 5]);
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let (account, c) = loop {
+        let (before, ours) = (socket_account(&pair.server), world.counters(&pod));
+        if before == socket_account(&pair.server) && ours == world.counters(&pod) {
+            break (before, ours);
+        }
+    };
+    let [received, sent, segments_in, segments_out] = account;
+    assert!(received > 10 << 20 && sent > 20 << 20);
+    // The handshake is not all the socket's own: it was the listener's.
+    let all = format!("{account:?} {c:?}");
+    assert!(c.receive_packets.abs_diff(segments_in) <= 3, "{all}");
+    assert!(c.transmit_packets.abs_diff(segments_out) <= 3, "{all}");
+    // Headers of 52 bytes with timestamps; a handshake's are 8 more, and selective acknowledgements some.
+    let payload = c.transmit_bytes - 52 * c.transmit_packets;
+    let acknowledgements = 36 * c.tcp_retransmits + 64;
+    assert!(
+        payload.abs_diff(sent) <= acknowledgements,
+        "{payload} {all}"
+    );
+    let payload = c.receive_bytes - 52 * c.receive_packets;
+    assert!(
+        (payload as f64 / received as f64 - 1.0).abs() < 0.001,
+        "{payload} {all}"
+    );
+    assert!(
+        c.tcp_retransmits > 0 || payload.abs_diff(received) <= 64,
+        "{payload} {all}"
+    );
+    assert_eq!((c.connections_opened, c.connections_closed), (1, 0));
+    drop(pair);
+    assert!(eventually(Duration::from_secs(5), || {
+        world.counters(&pod).connections_closed == 1
+    }));
 }
 
 #[test]
