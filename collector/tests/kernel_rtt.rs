@@ -27,7 +27,7 @@ const MTU: usize = 1500;
 fn tun(namespace: &str, address: &str) -> File {
     let (path, name) = (format!("/run/netns/{namespace}"), "delay0");
     let device = std::thread::spawn(move || {
-        enter(&path);
+        enter(path.as_ref()).unwrap();
         let device = File::options()
             .read(true)
             .write(true)
