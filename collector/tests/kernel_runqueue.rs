@@ -35,8 +35,11 @@ fn two_spinning_threads_on_a_cpu_are_one_waiting_thread() {
     want(&mut world, &[Family::RunQueue]);
     let load = Load::spin(&pod, 2);
     std::thread::sleep(Duration::from_millis(500));
+    load.pause();
     let (before, ran, begun) = (world.read(&pod), load.ran(), Instant::now());
+    load.resume();
     std::thread::sleep(Duration::from_secs(3));
+    load.pause();
     let (after, ran, took) = (world.read(&pod), load.ran() - ran, begun.elapsed());
     drop(load);
     let waited = after.counters.runqueue_wait_nanos - before.counters.runqueue_wait_nanos;
@@ -71,15 +74,17 @@ fn waits_are_those_of_schedstat() {
     let (load, rest) = (Load::spin(&pod, 3), Load::spin(&other, 2));
     std::thread::sleep(Duration::from_millis(500));
     for (pod, load) in [(&pod, &load), (&other, &rest)] {
+        load.pause();
         let (before, stat) = (world.counters(pod), load.schedstat());
+        load.resume();
         std::thread::sleep(Duration::from_secs(3));
+        load.pause();
         let (after, stat_after) = (world.counters(pod), load.schedstat());
+        load.resume();
         let waited = (after.runqueue_wait_nanos - before.runqueue_wait_nanos) as f64;
         let expected = (stat_after.0 - stat.0) as f64;
-        // Each process's current wait is in one account and not in the other at both ends.
-        let slack = 0.02 + 5.0 * 30e6 / expected;
         assert!(
-            (waited / expected - 1.0).abs() < slack,
+            (waited / expected - 1.0).abs() < 0.02,
             "waited {waited}, schedstat {expected}"
         );
         let (waits, slices) = (
@@ -87,7 +92,7 @@ fn waits_are_those_of_schedstat() {
             stat_after.1 - stat.1,
         );
         assert!(
-            waits.abs_diff(slices) <= 10 + slices / 50,
+            waits.abs_diff(slices) <= 2 + slices / 100,
             "{waits} waits, {slices} time slices"
         );
     }
@@ -100,6 +105,7 @@ fn sleepers_do_not_wait_long() {
     let mut world = World::new();
     let pod = world.pod("pod");
     want(&mut world, &[Family::RunQueue]);
+    let begun = Instant::now();
     let status = pod
         .command("sh")
         .args(["-c", "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done"])
@@ -108,12 +114,10 @@ fn sleepers_do_not_wait_long() {
     assert!(status.success());
     let c = world.counters(&pod);
     assert!(c.runqueue_waits >= 20, "{} waits", c.runqueue_waits);
-    // Half a second of sleeping is no waiting.
-    assert!(
-        c.runqueue_wait_nanos < 300_000_000,
-        "{} ns",
-        c.runqueue_wait_nanos
-    );
+    // Half a second of sleeping is no waiting; the rest can be, of the shell or of what it has started.
+    let rest = begun.elapsed().saturating_sub(Duration::from_millis(500));
+    let waited = Duration::from_nanos(c.runqueue_wait_nanos);
+    assert!(waited < 2 * rest, "{waited:?}, {rest:?} not asleep");
 }
 
 #[test]

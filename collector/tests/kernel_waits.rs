@@ -237,7 +237,9 @@ fn a_thread_that_is_moved_between_cpus_waits_once() {
     want(&mut world, &[Family::RunQueue]);
     let load = Load::spin(&pod, 3);
     std::thread::sleep(Duration::from_millis(200));
+    load.pause();
     let before = (world.counters(&pod), load.schedstat());
+    load.resume();
     let cpus = std::thread::available_parallelism().unwrap().get();
     for round in 0..200 {
         for (i, child) in load.0.iter().enumerate() {
@@ -245,20 +247,20 @@ fn a_thread_that_is_moved_between_cpus_waits_once() {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+    load.pause();
     let after = (world.counters(&pod), load.schedstat());
     let waited = after.0.runqueue_wait_nanos - before.0.runqueue_wait_nanos;
     let expected = after.1.0 - before.1.0;
-    // Each one's current wait is in one account and not in the other at both ends.
-    let slack = 0.02 + 3.0 * 30e6 / expected as f64;
+    // The kernel adds up what a moved thread waited by the clocks of several run queues, which lag behind one another.
     assert!(
-        (waited as f64 / expected as f64 - 1.0).abs() < slack,
+        (waited as f64 / expected as f64 - 1.0).abs() < 0.1,
         "waited {waited}, schedstat {expected}"
     );
     let waits = after.0.runqueue_waits - before.0.runqueue_waits;
     let slices = after.1.1 - before.1.1;
     assert!(slices >= 200, "{slices}");
     assert!(
-        waits.abs_diff(slices) <= 6 + slices / 100,
+        waits.abs_diff(slices) <= 2 + slices / 100,
         "{waits} of {slices}"
     );
 }

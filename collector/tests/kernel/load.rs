@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ebpf_scaler_collector::agent::probes::Family;
 
@@ -28,6 +29,22 @@ impl Load {
     /// The same, of no pod.
     pub fn spin_outside(count: usize) -> Load {
         Load((0..count).map(|_| spinning(Command::new("sh"))).collect())
+    }
+
+    /// Stops the processes, so that what is under way ends and every account of them stands still.
+    pub fn pause(&self) {
+        for child in &self.0 {
+            signal(child.id(), libc::SIGSTOP);
+        }
+        let still = || self.0.iter().all(|child| state(child.id()) == "T");
+        assert!(super::eventually(Duration::from_secs(30), still));
+    }
+
+    /// Goes on after [`Load::pause`].
+    pub fn resume(&self) {
+        for child in &self.0 {
+            signal(child.id(), libc::SIGCONT);
+        }
     }
 
     /// Sums over the processes of the time that they waited, nanoseconds, and of their time slices.
@@ -55,6 +72,19 @@ impl Drop for Load {
             let _ = child.wait();
         }
     }
+}
+
+fn signal(task: u32, signal: i32) {
+    // SAFETY: takes no pointers.
+    let done = unsafe { libc::kill(task as i32, signal) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A process's state, as proc(5) has it.
+fn state(task: u32) -> String {
+    let text = fs::read_to_string(format!("/proc/{task}/stat")).unwrap();
+    let (_, rest) = text.rsplit_once(") ").unwrap();
+    rest.split(' ').next().unwrap().to_owned()
 }
 
 fn spinning(mut shell: Command) -> Child {
