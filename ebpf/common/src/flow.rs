@@ -33,6 +33,8 @@ pub mod rx_flag {
     pub const PARKED: u32 = 4;
     /// A request has been framed.
     pub const HTTP: u32 = 8;
+    /// The connection speaks HTTP/2: its state is elsewhere.
+    pub const HTTP2: u32 = 16;
 }
 
 /// Written by packets out.

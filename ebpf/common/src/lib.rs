@@ -1,11 +1,19 @@
 //! Records and recognisers that the BPF programs and user space share: one definition, so that both sides
 //! agree. Nothing here allocates, reads a clock or calls the kernel.
 #![cfg_attr(not(test), no_std)]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        internal_features,
+        reason = "BPF's atomics are to be had by intrinsics only"
+    )
+)]
 
 pub mod flow;
 pub mod histogram;
 pub mod http1;
+pub mod http2;
 pub mod record;
 
 /// A group of signals that is attached, wanted and degraded as one.

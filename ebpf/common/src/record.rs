@@ -168,6 +168,10 @@ pub struct Control {
     pub ancestor_id: u64,
     /// Nanoseconds (CLOCK_MONOTONIC) when the run queue's programs were attached.
     pub runqueue_since: u64,
+    /// Socket storages for HTTP/2 that live now.
+    pub live_http2: u64,
+    /// No more socket storages for HTTP/2 than this.
+    pub max_http2: u64,
 }
 
 macro_rules! stats {
@@ -216,7 +220,7 @@ stats! {
     PipelineFull = "pipeline_full",
     /// Responses that answer no request known of.
     Unmatched = "responses_unmatched",
-    /// Connections that turned out to be HTTP/2, which is not yet counted.
+    /// Connections that turned out to be HTTP/2.
     Http2 = "http2_connections",
     /// Packets not looked into because no scratch buffer was free.
     ScratchBusy = "scratch_busy",
@@ -228,7 +232,19 @@ stats! {
     Adopted = "listener_payloads_adopted",
     /// Waits for a CPU lost because three threads share a pair of places in the table.
     RunQueueCollision = "runqueue_collisions",
+    /// HTTP/2 connections whose requests are not counted because as many as allowed are.
+    Http2Full = "http2_storage_capped",
+    /// HTTP/2 requests beyond the 256 in flight of a connection: counted, but not timed nor in flight.
+    Http2StreamsFull = "http2_streams_untimed",
+    /// HTTP/2 answers whose status is not told by the static table: in no class.
+    Http2NoStatus = "http2_status_unknown",
+    /// HTTP/2 requests whose frames were missed and of which only the streams' numbers tell: counted, but not timed.
+    Http2Inferred = "http2_requests_inferred",
+    /// Packets with more HTTP/2 frames than are walked.
+    Http2Frames = "http2_frames_overflow",
+    /// HTTP/2 connections whose first payload reached a listener: the requests in it are not counted.
+    Http2Listener = "http2_listener_payloads",
 }
 
 /// Elements of the map STATISTICS, some of them spare.
-pub const STATS: u32 = 32;
+pub const STATS: u32 = 64;

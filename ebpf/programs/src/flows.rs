@@ -10,10 +10,12 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_scaler_common::flow::{Flow, FlowKey, OUTSTANDING, before, entry, kind, rx_flag};
 use ebpf_scaler_common::http1::{Machine, phase};
+use ebpf_scaler_common::http2 as connection;
 use ebpf_scaler_common::record::{NO_SLOT, Program, Stat, generation_of, slot_of};
 
 use crate::atomic::{self, get, set};
 use crate::cost;
+use crate::http2;
 use crate::maps::{
     EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCH_TAKEN, SCRATCHES, Scratch, control, count,
 };
@@ -254,6 +256,12 @@ fn moved(packet: &Packet, flow: *mut Flow, cached: u64) -> Option<Slot> {
         if atomic::replace(&raw mut (*flow).slot, cached, found) {
             // What is in flight here came from elsewhere.
             tally!(slot, begun, in_flight(flow));
+            if get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
+                let c = http2::find(packet.sk);
+                if !c.is_null() {
+                    tally!(slot, begun, connection::in_flight(c) as u64);
+                }
+            }
         }
         Some(slot)
     }
@@ -346,11 +354,22 @@ fn destroyed(ctx: &BtfTracePointContext) {
         if let Some(control) = control() {
             atomic::add(&raw mut (*control).live_flows, u64::MAX);
         }
+        let (mut aborted, mut ended) = (0, 0);
+        if get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
+            let c = http2::find(sk.cast_mut());
+            if !c.is_null() {
+                http2::released();
+                aborted = connection::unanswered(c) as u64;
+                ended = connection::in_flight(c) as u64;
+            }
+        }
         if let Some(slot) = Slot::of(get!(flow.slot)) {
-            let aborted = in_flight(flow);
-            if aborted != 0 {
+            let outstanding = in_flight(flow);
+            aborted += outstanding;
+            ended += outstanding;
+            if ended != 0 {
                 tally!(slot, requests_aborted, aborted);
-                tally!(slot, ended, aborted);
+                tally!(slot, ended, ended);
             }
             tally!(slot, connections_closed, 1);
             slot.touch();

@@ -6,6 +6,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue};
 use ebpf_scaler_common::flow::{Flow, FlowKey};
 use ebpf_scaler_common::http1::Window;
+use ebpf_scaler_common::http2::Connection;
 use ebpf_scaler_common::record::{
     Control, PORT_WORDS, QUARANTINE as QUARANTINE_SLOTS, STATS, SlotRecord, Stat,
 };
@@ -42,6 +43,9 @@ pub static PARKED: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1024
 /// State per TCP socket: lives and dies with it. Bounded by [`Control::max_flows`].
 #[btf_map]
 pub static FLOWS: SkStorage<Flow> = SkStorage::new();
+/// More state per TCP socket that speaks HTTP/2. Bounded by [`Control::max_http2`].
+#[btf_map]
+pub static HTTP2S: SkStorage<Connection> = SkStorage::new();
 
 /// What is too large for the stack.
 #[repr(C)]
@@ -66,9 +70,15 @@ pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SCRATCH
 /// Counts what went wrong.
 #[inline(always)]
 pub fn count(stat: Stat) {
+    count_by(stat, 1);
+}
+
+/// Counts several at once.
+#[inline(always)]
+pub fn count_by(stat: Stat, n: u64) {
     if let Some(at) = STATISTICS.get_ptr_mut(stat as u32) {
         // SAFETY: the map's element.
-        unsafe { atomic::add(at, 1) };
+        unsafe { atomic::add(at, n) };
     }
 }
 

@@ -9,9 +9,11 @@ use ebpf_scaler_common::flow::{
     BUSY, Flow, MAX_EARLY, OUTSTANDING, Place, before, entry, kind, place, rx_flag, tx_flag,
 };
 use ebpf_scaler_common::http1::{begins_request, flag, phase, skip_gap};
+use ebpf_scaler_common::http2::Connection;
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
+use crate::http2;
 use crate::flows::{in_flight, oldest, return_scratch, take_scratch};
 use crate::maps::count;
 use crate::packet::Packet;
@@ -20,6 +22,15 @@ use crate::slots::{Slot, tally};
 
 /// How often to look whether another CPU is done with the connection: well below a microsecond in all.
 const SPINS: u32 = 48;
+
+/// What a connection speaks.
+#[derive(Clone, Copy)]
+enum Mode {
+    Http1,
+    Http2,
+    /// Something else from now on, perhaps HTTP/2.
+    Upgraded,
+}
 
 /// Handles the payload of a packet in.
 ///
@@ -30,17 +41,39 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
     let len = packet.payload();
     // SAFETY: the caller's promise; the place is ours between `claim` and the last line.
     unsafe {
-        if len == 0
-            || get!(flow.rx.phase) == phase::OPAQUE
-            || get!(flow.tx_flags) & tx_flag::TUNNEL != 0
-        {
+        if len == 0 {
             return;
+        }
+        let mut mode = Mode::Http1;
+        let opaque = get!(flow.rx.phase) == phase::OPAQUE;
+        if opaque || get!(flow.tx_flags) & tx_flag::TUNNEL != 0 {
+            if get!(flow.rx_flags) & (rx_flag::HTTP2 | rx_flag::PARKED) == rx_flag::HTTP2 {
+                mode = Mode::Http2;
+            } else if opaque {
+                return;
+            } else {
+                mode = Mode::Upgraded;
+            }
         }
         let Some(next) = claim(flow) else {
             count(Stat::LostRace);
             return;
         };
-        let next = in_order(packet, flow, slot, next, len);
+        let next = match mode {
+            Mode::Http1 => in_order(packet, flow, core::ptr::null_mut(), slot, next, len),
+            Mode::Http2 => {
+                let c = http2::of(packet, flow);
+                if c.is_null() {
+                    next
+                } else {
+                    in_order(packet, flow, c, slot, next, len)
+                }
+            }
+            Mode::Upgraded => {
+                upgraded(packet, flow, slot, next);
+                packet.seq.wrapping_add(len)
+            }
+        };
         atomic::swap(&raw mut (*flow).rx_next, next as u64);
     }
 }
@@ -65,7 +98,14 @@ unsafe fn claim(flow: *mut Flow) -> Option<u32> {
 
 /// Takes the segment in its order; returns the sequence number expected from now on.
 #[inline(always)]
-unsafe fn in_order(packet: &Packet, flow: *mut Flow, slot: Slot, next: u32, len: u32) -> u32 {
+unsafe fn in_order(
+    packet: &Packet,
+    flow: *mut Flow,
+    c: *mut Connection,
+    slot: Slot,
+    next: u32,
+    len: u32,
+) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         let m = &raw mut (*flow).rx;
@@ -74,17 +114,25 @@ unsafe fn in_order(packet: &Packet, flow: *mut Flow, slot: Slot, next: u32, len:
             Place::Old => return next,
             Place::New(offset) => offset,
             Place::Gap(gap) => {
-                let at = get!(m.phase);
-                let body = at == phase::BODY || at == phase::CHUNK_DATA;
-                if !body && at != phase::SEARCH && wait(packet, flow, next, end) {
+                let go_on = if c.is_null() {
+                    let at = get!(m.phase);
+                    at == phase::BODY || at == phase::CHUNK_DATA || at == phase::SEARCH
+                } else {
+                    http2::in_payload(c, gap) || http2::continues(packet, c)
+                };
+                if !go_on && wait(packet, flow, next, end) {
                     return next;
                 }
-                lose(flow, slot, gap);
+                lose(flow, c, gap);
                 0
             }
         };
-        payload(packet, flow, slot, offset, len);
-        past_early(flow, slot, end)
+        if c.is_null() {
+            payload(packet, flow, slot, offset, len);
+        } else {
+            http2::requests(packet, flow, c, slot, packet.headers + offset);
+        }
+        past_early(flow, c, end)
     }
 }
 
@@ -118,7 +166,7 @@ unsafe fn wait(packet: &Packet, flow: *mut Flow, next: u32, end: u32) -> bool {
 
 /// Moves over bytes that came before their turn and were not looked at: fine inside a body.
 #[inline(always)]
-unsafe fn past_early(flow: *mut Flow, slot: Slot, end: u32) -> u32 {
+unsafe fn past_early(flow: *mut Flow, c: *mut Connection, end: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         if get!(flow.early_segments) == 0 || before(end, get!(flow.early_from)) {
@@ -129,17 +177,22 @@ unsafe fn past_early(flow: *mut Flow, slot: Slot, end: u32) -> u32 {
         if !before(end, to) {
             return end;
         }
-        lose(flow, slot, to.wrapping_sub(end));
+        lose(flow, c, to.wrapping_sub(end));
         to
     }
 }
 
 /// Accounts for bytes that will not be seen.
 #[inline(always)]
-unsafe fn lose(flow: *mut Flow, _slot: Slot, gap: u32) {
+unsafe fn lose(flow: *mut Flow, c: *mut Connection, gap: u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        if !skip_gap(&raw mut (*flow).rx, gap) {
+        let kept = if c.is_null() {
+            skip_gap(&raw mut (*flow).rx, gap)
+        } else {
+            http2::lose(c, gap)
+        };
+        if !kept {
             set!(flow.early_segments, 0);
             count(Stat::RequestDesync);
         }
@@ -163,7 +216,12 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
         }
         if at == phase::SEARCH {
             // Only a segment's first byte can be trusted to be a message's.
-            if offset != 0 || left < 16 || !begins(packet) {
+            if offset != 0 || left < 16 {
+                return;
+            }
+            let first = first_word(packet);
+            if !begins_request(first) {
+                http2::discover(packet, flow, slot, first);
                 return;
             }
             resynchronise(flow, slot);
@@ -181,8 +239,12 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
             ack: packet.ack,
         };
         scan.requests(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
+        let rest = get!(window.base).wrapping_add(get!(window.pos));
         return_scratch(bit);
-        if get!(m.phase) == phase::SEARCH
+        let at = get!(m.phase);
+        if at == phase::OPAQUE && get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
+            http2::start(packet, flow, slot, rest);
+        } else if at == phase::SEARCH
             && get!(m.flags) & flag::CONNECT == 0
             && get!(flow.rx_flags) & rx_flag::HTTP != 0
         {
@@ -192,10 +254,10 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
 }
 
 #[inline(always)]
-fn begins(packet: &Packet) -> bool {
+fn first_word(packet: &Packet) -> u64 {
     let mut first = 0u64;
-    // SAFETY: the length is the variable's.
-    let loaded = unsafe {
+    // SAFETY: the length is the variable's, which stays 0 if that fails.
+    unsafe {
         bpf_skb_load_bytes(
             packet.skb.cast(),
             packet.headers,
@@ -203,7 +265,23 @@ fn begins(packet: &Packet) -> bool {
             8,
         )
     };
-    loaded == 0 && begins_request(first)
+    first
+}
+
+/// The first payload in after an upgrade, or into a tunnel: HTTP/2 if it begins with that one's preface, and otherwise
+/// nothing that anybody looks at again.
+#[inline(always)]
+unsafe fn upgraded(packet: &Packet, flow: *mut Flow, slot: Slot, next: u32) {
+    const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
+    const PRI: u32 = 4;
+    // SAFETY: the caller's promise.
+    unsafe {
+        set!(flow.rx.phase, phase::OPAQUE);
+        if packet.seq == next && first_word(packet) == PREFACE {
+            count(Stat::Http2);
+            http2::start(packet, flow, slot, packet.headers + PRI);
+        }
+    }
 }
 
 /// Begins again where a segment begins like a request: a guess until a status line answers it.

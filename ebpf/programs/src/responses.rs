@@ -13,6 +13,7 @@ use ebpf_scaler_common::http1::{begins_response, flag, phase, skip_gap, status_i
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
+use crate::http2;
 use crate::flows::{oldest, return_scratch, take_scratch};
 use crate::maps::count;
 use crate::packet::Packet;
@@ -35,6 +36,7 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
     // SAFETY: the caller's promise.
     unsafe {
         let seen = place(get!(flow.tx_next), packet.seq, len);
+        let mut missing = 0;
         let offset = match seen {
             Place::Old => {
                 tally!(slot, tcp_retransmits, packet.on_wire().0);
@@ -43,18 +45,23 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
             Place::New(offset) => offset,
             Place::Gap(gap) => {
                 missed(flow, gap);
+                missing = gap;
                 0
             }
         };
         set!(flow.tx_next, packet.seq.wrapping_add(len));
         sample_rtt(packet, flow, slot);
-        if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) != 0
-            || get!(flow.tx_flags) & tx_flag::TUNNEL != 0
-        {
+        if get!(flow.kind) & (kind::LOOPBACK | kind::EXCLUDED) != 0 {
             return;
         }
         let at = get!(flow.tx.phase);
-        if at == phase::SEARCH {
+        if get!(flow.tx_flags) & tx_flag::TUNNEL != 0
+            || at == phase::SEARCH && get!(flow.rx.phase) == phase::OPAQUE
+        {
+            if get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
+                http2::responses(packet, flow, slot, offset, missing);
+            }
+        } else if at == phase::SEARCH {
             next_answer(packet, flow, slot, offset, len);
         } else {
             framed(packet, flow, slot, at, offset, len);
@@ -314,7 +321,18 @@ unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
         class(slot, status);
         tally!(slot, ended, 1);
         let begun = begun & (u64::MAX >> entry::SHIFT);
-        let micros = if now > begun { (now - begun) / 1000 } else { 0 };
+        latency(slot, if now > begun { (now - begun) / 1000 } else { 0 });
+    }
+}
+
+/// Adds to the histogram of latencies.
+///
+/// # Safety
+/// The slot was just checked.
+#[inline(always)]
+pub unsafe fn latency(slot: Slot, micros: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
         tally!(slot, request_latency_sum_micros, micros);
         let index = histogram::index(micros) & 0xff;
         if index < histogram::BUCKETS {
@@ -328,8 +346,12 @@ unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
     }
 }
 
+/// Adds to the status's class.
+///
+/// # Safety
+/// The slot was just checked.
 #[inline(always)]
-unsafe fn class(slot: Slot, status: u32) {
+pub unsafe fn class(slot: Slot, status: u32) {
     // SAFETY: the caller's promise; the index is 0 to 4.
     unsafe {
         let responses = (&raw mut (*slot.record).tally.responses).cast::<u64>();

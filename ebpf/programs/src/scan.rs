@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes};
-use ebpf_scaler_common::flow::Flow;
+use ebpf_scaler_common::flow::{Flow, rx_flag};
 use ebpf_scaler_common::http1::{Machine, Next, Window, event, phase, prepare, step};
 use ebpf_scaler_common::record::Stat;
 
@@ -145,7 +145,10 @@ unsafe extern "C" fn request_turn(_: u64, scan: *mut Scan) -> i64 {
         match turn::<false>(skb, m, w) {
             None => return 1,
             Some(event::REQUEST) => requests::complete(&*scan),
-            Some(event::HTTP2) => count(Stat::Http2),
+            Some(event::HTTP2) => {
+                count(Stat::Http2);
+                set!(flow.rx_flags, get!(flow.rx_flags) | rx_flag::HTTP2);
+            }
             _ => {}
         }
     }

@@ -25,6 +25,8 @@ pub use reading::{Buckets, ProgramCost, Reading, Statistics};
 
 /// No more TCP sockets than these have state: half a KiB each.
 const MAX_FLOWS: u64 = 65_536;
+/// No more HTTP/2 connections than these are followed: 4 KiB each.
+const MAX_HTTP2: u64 = 4096;
 /// Provisional slots that lie ready in the kernel.
 const QUARANTINE_AHEAD: usize = QUARANTINE as usize / 2;
 
@@ -109,6 +111,7 @@ impl Probes {
             epoch: 0,
         };
         probes.limit_sockets(MAX_FLOWS);
+        probes.limit_http2(MAX_HTTP2);
         probes.refill();
         Ok(probes)
     }
@@ -119,6 +122,14 @@ impl Probes {
             .maps
             .control
             .store(0, offset_of!(Control, max_flows), limit);
+    }
+
+    /// Lets the requests of no more HTTP/2 connections than this be counted; those that are go on.
+    pub fn limit_http2(&self, limit: u64) {
+        self.kernel
+            .maps
+            .control
+            .store(0, offset_of!(Control, max_http2), limit);
     }
 
     /// Families that can not be measured on this node, or not wholly, with a reason that a person can read.
@@ -309,6 +320,10 @@ impl Probes {
             (
                 "live_socket_storages",
                 maps.control.word(0, offset_of!(Control, live_flows)),
+            ),
+            (
+                "live_http2_storages",
+                maps.control.word(0, offset_of!(Control, live_http2)),
             ),
             ("live_slots", u64::from(self.pool.held())),
             ("slots_full", self.slots_full),
