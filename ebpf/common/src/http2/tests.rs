@@ -280,7 +280,7 @@ fn more_frames_than_are_walked_are_told_and_the_place_is_found_again() {
 #[test]
 fn what_follows_pri_must_be_a_preface() {
     let mut h = Http2::after_pri();
-    h.feed(b"/ HTTP/1.1\r\nHost: pod\r\n\r\n", 0);
+    h.feed(b"/ HTTP/1.1\r\nHost: pod.example.org\r\n\r\n", 0);
     h.feed(&headers(1, END_HEADERS, REQUEST), 0);
     assert_eq!(h.counted.requests, 1);
     assert_eq!(h.counted.desyncs, 1);
