@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod http;
+pub mod http2;
 pub mod limit;
 pub mod load;
 pub mod raw;

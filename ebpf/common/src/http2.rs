@@ -6,9 +6,9 @@
 //! so does [`Http2`], for tests and fuzzers. Fields are read and written through memory at each step, as in `http1`.
 
 mod connection;
-mod field;
 #[cfg(not(target_arch = "bpf"))]
 mod feed;
+mod field;
 mod streams;
 
 use core::ptr::{read_volatile, write_volatile};
@@ -362,9 +362,7 @@ impl Header {
     const fn possible(self) -> bool {
         let (kind, len) = (self.kind, self.len);
         if kind == kind::SETTINGS {
-            return self.stream == 0
-                && len % 6 == 0
-                && (self.flags & flag::ACK == 0 || len == 0);
+            return self.stream == 0 && len % 6 == 0 && (self.flags & flag::ACK == 0 || len == 0);
         }
         if kind == kind::PING {
             return self.stream == 0 && len == 8;

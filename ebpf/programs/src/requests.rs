@@ -216,11 +216,11 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
         }
         if at == phase::SEARCH {
             // Only a segment's first byte can be trusted to be a message's.
-            if offset != 0 || left < 16 {
+            if offset != 0 || left <= 8 {
                 return;
             }
             let first = first_word(packet);
-            if !begins_request(first) {
+            if left < 16 || !begins_request(first) {
                 http2::discover(packet, flow, slot, first);
                 return;
             }

@@ -172,10 +172,7 @@ pub unsafe fn answer(c: *mut Connection) -> u32 {
         }
         let status = first != first::UNKNOWN && first != first::REQUEST;
         if known_role(c) == 0 && first != first::UNKNOWN {
-            set!(
-                c.tx_role,
-                if status { role::SERVER } else { role::CLIENT }
-            );
+            set!(c.tx_role, if status { role::SERVER } else { role::CLIENT });
         }
         if known_role(c) & role::CLIENT != 0 {
             return act::CLIENT;

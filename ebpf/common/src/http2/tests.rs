@@ -19,14 +19,20 @@ fn fresh() -> Http2 {
 fn a_request_and_its_answer() {
     let mut h = fresh();
     h.feed(&headers(1, END_STREAM | END_HEADERS, REQUEST), 1_000_000);
-    assert_eq!((h.counted.requests, h.in_flight(), h.unanswered()), (1, 1, 1));
+    assert_eq!(
+        (h.counted.requests, h.in_flight(), h.unanswered()),
+        (1, 1, 1)
+    );
     h.feed_out(&headers(1, END_HEADERS, &[0x88]), 3_000_000);
     assert_eq!((h.in_flight(), h.unanswered()), (1, 0));
     h.feed_out(&data(1, 0, 5), 4_000_000);
     h.feed_out(&data(1, END_STREAM, 5), 5_000_000);
     assert_eq!((h.in_flight(), h.unanswered()), (0, 0));
     let c = &h.counted;
-    assert_eq!((c.timed, c.latency_sum, c.statuses), (1, 2000, [0, 1, 0, 0, 0]));
+    assert_eq!(
+        (c.timed, c.latency_sum, c.statuses),
+        (1, 2000, [0, 1, 0, 0, 0])
+    );
     assert_eq!((c.ended, c.aborted, c.desyncs), (1, 0, 0));
 }
 
@@ -161,7 +167,10 @@ fn streams_beyond_the_table_are_counted_but_not_timed() {
     for n in 0..300 {
         h.feed(&headers(1 + 2 * n, END_HEADERS | END_STREAM, REQUEST), 0);
     }
-    assert_eq!((h.counted.requests, h.counted.untimed, h.in_flight()), (300, 44, 256));
+    assert_eq!(
+        (h.counted.requests, h.counted.untimed, h.in_flight()),
+        (300, 44, 256)
+    );
     for n in (0..300).rev() {
         h.feed_out(&headers(1 + 2 * n, END_HEADERS, &[0x88]), 0);
         h.feed_out(&headers(1 + 2 * n, END_HEADERS | END_STREAM, TRAILER), 0);

@@ -22,13 +22,7 @@ pub fn headers(stream: u32, flags: u8, block: &[u8]) -> Vec<u8> {
     frame(1, flags, stream, block)
 }
 
-pub fn headers_with(
-    stream: u32,
-    flags: u8,
-    block: &[u8],
-    padded: bool,
-    priority: bool,
-) -> Vec<u8> {
+pub fn headers_with(stream: u32, flags: u8, block: &[u8], padded: bool, priority: bool) -> Vec<u8> {
     let (mut payload, mut flags) = (Vec::new(), flags);
     if padded {
         flags |= PADDED;

@@ -34,7 +34,15 @@ fn story() -> impl Strategy<Value = Story> {
         prop_oneof![8 => Just(0u8), 1 => 1u8..6],
     )
         .prop_map(
-            |(status, upload, download, trailers, (interim, continued, padded, priority), reset, jump)| Story {
+            |(
+                status,
+                upload,
+                download,
+                trailers,
+                (interim, continued, padded, priority),
+                reset,
+                jump,
+            )| Story {
                 status,
                 upload,
                 download,
@@ -53,11 +61,23 @@ fn block(stream: u32, end: bool, story: &Story, block: &[u8], into: &mut Vec<Vec
     let end = if end { END_STREAM } else { 0 };
     let mut frames = Vec::new();
     if story.continued {
-        frames.extend(headers_with(stream, end, block, story.padded, story.priority));
+        frames.extend(headers_with(
+            stream,
+            end,
+            block,
+            story.padded,
+            story.priority,
+        ));
         frames.extend(frame(9, 0, stream, &[0x82; 20]));
         frames.extend(frame(9, END_HEADERS, stream, &[]));
     } else {
-        frames.extend(headers_with(stream, end | END_HEADERS, block, story.padded, story.priority));
+        frames.extend(headers_with(
+            stream,
+            end | END_HEADERS,
+            block,
+            story.padded,
+            story.priority,
+        ));
     }
     // A header block's frames may have no others between them.
     into.push(frames);
@@ -70,7 +90,11 @@ impl Story {
         block(stream, bare, self, REQUEST, &mut frames);
         let last = self.upload.len().wrapping_sub(1);
         for (i, len) in self.upload.iter().enumerate() {
-            let end = if i == last && !self.trailers.0 { END_STREAM } else { 0 };
+            let end = if i == last && !self.trailers.0 {
+                END_STREAM
+            } else {
+                0
+            };
             frames.push(data(stream, end, *len as usize));
         }
         if self.trailers.0 {
@@ -98,7 +122,11 @@ impl Story {
         block(stream, bare, self, &[self.status], &mut frames);
         let last = self.download.len().wrapping_sub(1);
         for (i, len) in self.download.iter().enumerate() {
-            let end = if i == last && !self.trailers.1 && self.reset == 0 { END_STREAM } else { 0 };
+            let end = if i == last && !self.trailers.1 && self.reset == 0 {
+                END_STREAM
+            } else {
+                0
+            };
             frames.push(data(stream, end, *len as usize));
         }
         if self.reset == 3 {
@@ -140,7 +168,10 @@ fn mix(mut streams: Vec<Vec<Vec<u8>>>, order: &[u16]) -> Vec<u8> {
 }
 
 fn cut<'a>(bytes: &'a [u8], cuts: &[u16]) -> Vec<&'a [u8]> {
-    let mut cuts: Vec<usize> = cuts.iter().map(|c| *c as usize % (bytes.len() + 1)).collect();
+    let mut cuts: Vec<usize> = cuts
+        .iter()
+        .map(|c| *c as usize % (bytes.len() + 1))
+        .collect();
     cuts.extend([0, bytes.len()]);
     cuts.sort_unstable();
     cuts.dedup();
@@ -266,11 +297,19 @@ fn every_split() {
         asked.extend(frame(9, END_HEADERS, id, &[0x82; 9]));
         asked.extend(data(id, 0, 3));
         asked.extend(data(id, END_STREAM, 0));
-        answered.extend(headers_with(id, END_HEADERS, &[0x48, 0x03, b'4', b'0', b'3'], true, false));
+        answered.extend(headers_with(
+            id,
+            END_HEADERS,
+            &[0x48, 0x03, b'4', b'0', b'3'],
+            true,
+            false,
+        ));
         answered.extend(data(id, 0, 17));
         answered.extend(headers(id, END_HEADERS | END_STREAM, TRAILER));
     }
-    let runs = (0..=asked.len().max(answered.len())).map(Some).chain([None]);
+    let runs = (0..=asked.len().max(answered.len()))
+        .map(Some)
+        .chain([None]);
     for at in runs {
         let mut h = fresh();
         let parts = |bytes: &[u8]| -> Vec<Vec<u8>> {
@@ -289,7 +328,11 @@ fn every_split() {
             h.feed_out(&part, 1_000_000);
         }
         let c = &h.counted;
-        assert_eq!((c.requests, c.statuses, c.ended), (2, [0, 0, 0, 2, 0], 2), "{at:?}");
+        assert_eq!(
+            (c.requests, c.statuses, c.ended),
+            (2, [0, 0, 0, 2, 0], 2),
+            "{at:?}"
+        );
         assert_eq!((c.desyncs, h.in_flight()), (0, 0), "{at:?}");
     }
 }
