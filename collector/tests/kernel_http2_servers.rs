@@ -145,7 +145,8 @@ async fn serve(listener: tokio::net::TcpListener) {
 fn h2load_and_hyper_agree_with_us_also_when_segments_are_lost() {
     let (world, pod, listener) = one_pod(80);
     let runtime = runtime();
-    runtime.block_on(async { tokio::spawn(serve(asynchronous(listener))) });
+    let _entered = runtime.enter();
+    runtime.spawn(serve(asynchronous(listener)));
     agree(&world, &pod, "");
     for end in ["s", "c"] {
         sh(&format!(

@@ -1,5 +1,11 @@
 //! HTTP/2 frames, byte by byte the test's choice.
 
+use std::net::TcpListener;
+
+use ebpf_scaler_collector::agent::probes::Counters;
+
+use super::http::Pair;
+
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
@@ -49,5 +55,23 @@ pub fn turn(stream: u32) -> (Vec<u8>, Vec<u8>) {
             headers(stream, WHOLE, TRAILER),
         ]
         .concat(),
+    )
+}
+
+/// A connection after its prefaces.
+pub fn pair(listener: &TcpListener) -> Pair {
+    let mut pair = Pair::new(listener);
+    let (client, server) = begin();
+    pair.turn(client, server);
+    pair
+}
+
+/// Requests, 2xx, in flight, aborted.
+pub fn sums(c: &Counters) -> (u64, u64, u64, u64) {
+    (
+        c.requests,
+        c.responses_2xx,
+        c.requests_in_flight,
+        c.requests_aborted,
     )
 }

@@ -68,7 +68,7 @@ pub struct Counters {
     pub requests_aborted: u64,
     /// Sum of the request latencies, microseconds.
     pub request_latency_sum_micros: u64,
-    /// A gauge: requests begun and not yet answered.
+    /// A gauge: requests begun and not yet answered; with HTTP/2, not yet ended.
     pub requests_in_flight: u64,
     /// Requests of kubelet probes; not in `requests`.
     pub requests_probe: u64,

@@ -11,6 +11,7 @@
 mod atomic;
 mod cost;
 mod flows;
+mod frames;
 mod http2;
 mod maps;
 mod network;

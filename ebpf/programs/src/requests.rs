@@ -13,12 +13,12 @@ use ebpf_scaler_common::http2::Connection;
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
-use crate::http2;
 use crate::flows::{in_flight, oldest, return_scratch, take_scratch};
 use crate::maps::count;
 use crate::packet::Packet;
 use crate::scan::Scan;
 use crate::slots::{Slot, tally};
+use crate::{frames, http2};
 
 /// How often to look whether another CPU is done with the connection: well below a microsecond in all.
 const SPINS: u32 = 48;
@@ -69,10 +69,7 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
                     in_order(packet, flow, c, slot, next, len)
                 }
             }
-            Mode::Upgraded => {
-                upgraded(packet, flow, slot, next);
-                packet.seq.wrapping_add(len)
-            }
+            Mode::Upgraded => upgraded(packet, flow, slot, next, len),
         };
         atomic::swap(&raw mut (*flow).rx_next, next as u64);
     }
@@ -130,7 +127,7 @@ unsafe fn in_order(
         if c.is_null() {
             payload(packet, flow, slot, offset, len);
         } else {
-            http2::requests(packet, flow, c, slot, packet.headers + offset);
+            frames::requests(packet, flow, c, slot, packet.headers + offset);
         }
         past_early(flow, c, end)
     }
@@ -271,16 +268,25 @@ fn first_word(packet: &Packet) -> u64 {
 /// The first payload in after an upgrade, or into a tunnel: HTTP/2 if it begins with that one's preface, and otherwise
 /// nothing that anybody looks at again.
 #[inline(always)]
-unsafe fn upgraded(packet: &Packet, flow: *mut Flow, slot: Slot, next: u32) {
+unsafe fn upgraded(packet: &Packet, flow: *mut Flow, slot: Slot, next: u32, len: u32) -> u32 {
     const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
     const PRI: u32 = 4;
     // SAFETY: the caller's promise.
     unsafe {
+        let end = packet.seq.wrapping_add(len);
+        let seen = place(next, packet.seq, len);
+        if seen == Place::Old {
+            return next;
+        }
+        if seen != Place::New(0) && wait(packet, flow, next, end) {
+            return next;
+        }
         set!(flow.rx.phase, phase::OPAQUE);
-        if packet.seq == next && first_word(packet) == PREFACE {
+        if seen == Place::New(0) && first_word(packet) == PREFACE {
             count(Stat::Http2);
             http2::start(packet, flow, slot, packet.headers + PRI);
         }
+        end
     }
 }
 

@@ -13,8 +13,8 @@ use ebpf_scaler_common::http1::{begins_response, flag, phase, skip_gap, status_i
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
-use crate::http2;
 use crate::flows::{oldest, return_scratch, take_scratch};
+use crate::frames;
 use crate::maps::count;
 use crate::packet::Packet;
 use crate::scan::{Scan, one_to_256};
@@ -59,7 +59,7 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
             || at == phase::SEARCH && get!(flow.rx.phase) == phase::OPAQUE
         {
             if get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
-                http2::responses(packet, flow, slot, offset, missing);
+                frames::responses(packet, flow, slot, offset, missing);
             }
         } else if at == phase::SEARCH {
             next_answer(packet, flow, slot, offset, len);

@@ -149,7 +149,7 @@ fn mix(mut streams: Vec<Vec<Vec<u8>>>, order: &[u16]) -> Vec<u8> {
         let choice = order[at % order.len()] as usize;
         at += 1;
         let among = begun.min(streams.len());
-        if choice % 7 == 0 {
+        if choice.is_multiple_of(7) {
             bytes.extend(frame(8, 0, 0, &[0, 0, 0, 9]));
             bytes.extend(frame(6, 1, 0, &[1; 8]));
         }
