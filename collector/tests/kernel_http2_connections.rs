@@ -141,12 +141,14 @@ fn lossy(world: &World, probability: &str) {
 fn lost_segments_and_what_overtakes_them() {
     let (world, pod, listener) = one_pod(80);
     let mut pair = pair(&listener);
+    let (asked, answered) = turn(1);
+    pair.turn(asked, answered);
     lossy(&world, "0.02");
-    let mut requests = 0u32;
+    let mut requests = 1u32;
     let body = vec![0; 9000];
     for n in 0..150 {
         // Several small segments on the way at once, then an upload.
-        let ids: Vec<u32> = (0..8).map(|i| 1 + 2 * (n * 8 + i)).collect();
+        let ids: Vec<u32> = (1..9).map(|i| 1 + 2 * (n * 8 + i)).collect();
         let mut expected = Vec::new();
         for id in &ids {
             let upload = if n % 10 == 0 { &body[..] } else { b"x" };

@@ -234,7 +234,8 @@ stats! {
     RunQueueCollision = "runqueue_collisions",
     /// HTTP/2 connections whose requests are not counted because as many as allowed are.
     Http2Full = "http2_storage_capped",
-    /// HTTP/2 requests beyond the 256 in flight of a connection: counted, but not timed nor in flight.
+    /// HTTP/2 requests beyond the 256 in flight of a connection, or while its answers are not followed: counted, but not
+    /// timed nor in flight.
     Http2StreamsFull = "http2_streams_untimed",
     /// HTTP/2 answers whose status is not told by the static table: in no class.
     Http2NoStatus = "http2_status_unknown",

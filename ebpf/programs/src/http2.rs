@@ -100,6 +100,7 @@ unsafe fn make(packet: &Packet, flow: *mut Flow, known: u32, at: u32) -> *mut Co
         } else {
             // What the server may have sent before ends with a frame.
             set!(c.rx.skip, PREFACE_REST);
+            set!(c.prefaced, 1);
         }
         set!(flow.rx.phase, http1::phase::OPAQUE);
         set!(flow.rx_flags, get!(flow.rx_flags) | rx_flag::HTTP2);

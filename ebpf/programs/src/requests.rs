@@ -129,7 +129,7 @@ unsafe fn in_order(
         } else {
             frames::requests(packet, flow, c, slot, packet.headers + offset);
         }
-        past_early(flow, c, end)
+        past_early(packet, flow, c, end)
     }
 }
 
@@ -163,7 +163,7 @@ unsafe fn wait(packet: &Packet, flow: *mut Flow, next: u32, end: u32) -> bool {
 
 /// Moves over bytes that came before their turn and were not looked at: fine inside a body.
 #[inline(always)]
-unsafe fn past_early(flow: *mut Flow, c: *mut Connection, end: u32) -> u32 {
+unsafe fn past_early(packet: &Packet, flow: *mut Flow, c: *mut Connection, end: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         if get!(flow.early_segments) == 0 || before(end, get!(flow.early_from)) {
@@ -173,6 +173,11 @@ unsafe fn past_early(flow: *mut Flow, c: *mut Connection, end: u32) -> u32 {
         let to = get!(flow.early_to);
         if !before(end, to) {
             return end;
+        }
+        let mut c = c;
+        if c.is_null() && get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
+            // The preface was in this segment.
+            c = http2::find(packet.sk);
         }
         lose(flow, c, to.wrapping_sub(end));
         to

@@ -7,7 +7,7 @@ use core::ptr::{read_volatile, write_volatile};
 
 use super::field::first;
 use super::streams::{STREAMS, entry, find, insert, replace};
-use super::{MAX_AHEAD, Machine, get, set};
+use super::{MAX_AHEAD, Machine, get, phase, set};
 
 /// What is known of our end of the connection. Known from the preface, or else from the first fields of header blocks.
 pub mod role {
@@ -23,7 +23,7 @@ pub mod act {
     pub const REQUEST: u32 = 1;
     /// It is in flight from now on.
     pub const BEGUN: u32 = 2;
-    /// It is not timed, for want of a place.
+    /// It is not timed, for want of a place or because answers are not followed.
     pub const UNTIMED: u32 = 4;
     /// Also [`super::Connection::inferred`] requests before it.
     pub const INFERRED: u32 = 8;
@@ -61,8 +61,8 @@ pub struct Connection {
     rx_ended: u32,
     /// Requests of those that had no answer.
     rx_aborted: u32,
-    /// Nothing.
-    reserved: u32,
+    /// Not 0 if the connection was seen from its preface on.
+    pub prefaced: u32,
 
     /// Responses. Packets out write this and what follows up to `streams`.
     pub tx: Machine,
@@ -132,8 +132,10 @@ pub unsafe fn request(c: *mut Connection, track: bool) -> u32 {
         let mut acts = 0;
         if get!(c.missed) != 0 {
             set!(c.missed, 0);
-            let ahead = stream - last;
-            if last != 0 && ahead > 2 && ahead <= MAX_AHEAD && role != 0 {
+            // Many clients begin with stream 3: the first is reserved for an upgrade.
+            let ahead = if last == 0 { stream - 1 } else { stream - last };
+            let whole = last != 0 || get!(c.prefaced) != 0;
+            if whole && ahead > 2 && ahead <= MAX_AHEAD {
                 set!(c.inferred, ahead / 2 - 1);
                 acts = act::INFERRED;
             }
@@ -144,7 +146,9 @@ pub unsafe fn request(c: *mut Connection, track: bool) -> u32 {
         }
         let bits = if role == 0 { entry::TENTATIVE } else { 0 };
         let micros = (get!(c.rx.begun) / 1000) as u32;
-        let placed = insert(table(c), stream, bits, micros);
+        // While the place among the answers is not known, one would not be seen, and the stream never end.
+        let followed = role == 0 || get!(c.tx.phase) != phase::SEARCH;
+        let placed = followed && insert(table(c), stream, bits, micros);
         if role == 0 {
             // Its answer will tell whether it was one.
             return 0;

@@ -53,6 +53,7 @@ impl Http2 {
         c.rx_role = role::SERVER;
         c.rx.phase = phase::SETTINGS;
         c.rx.skip = PREFACE_REST;
+        c.prefaced = 1;
         c.tx.phase = phase::FRAME;
         http2
     }

@@ -86,6 +86,11 @@ impl Header {
         if kind == kind::WINDOW_UPDATE {
             return len == 4;
         }
+        // Larger frames have to be allowed by the receiver, which nobody does for the sake of others than DATA. A length
+        // that is believed is not looked into, so a wrong one must not be long.
+        if len > MAX_PLAUSIBLE && kind != kind::DATA {
+            return false;
+        }
         if kind > kind::CONTINUATION {
             return true;
         }

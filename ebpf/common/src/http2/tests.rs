@@ -239,6 +239,32 @@ fn a_client_that_leaves_out_streams_is_not_thought_to_have_asked() {
 }
 
 #[test]
+fn the_first_stream_is_not_inferred() {
+    // Some clients begin with 1, some with 3.
+    for (first, inferred) in [(1, 0), (3, 0), (5, 1), (21, 9)] {
+        let mut h = fresh();
+        h.lose(1000);
+        h.feed(&headers(first, END_HEADERS | END_STREAM, REQUEST), 0);
+        let c = &h.counted;
+        assert_eq!(
+            (c.requests, c.inferred),
+            (inferred + 1, inferred),
+            "{first}"
+        );
+    }
+}
+
+#[test]
+fn a_length_that_nobody_may_send_is_not_skipped() {
+    let mut h = fresh();
+    let mut long = frame(0x77, 0, 1, &[]);
+    long[0] = 0xff;
+    h.feed(&long, 0);
+    h.feed(&headers(1, END_HEADERS | END_STREAM, REQUEST), 0);
+    assert_eq!((h.counted.requests, h.counted.desyncs), (1, 1));
+}
+
+#[test]
 fn a_connection_older_than_we_are() {
     let mut h = Http2::unknown();
     // The rest of an upload.
@@ -248,7 +274,12 @@ fn a_connection_older_than_we_are() {
     h.feed(&asked, 0);
     h.feed_out(&headers(41, END_HEADERS | END_STREAM, &[0x88]), 0);
     let c = &h.counted;
-    assert_eq!((c.requests, c.statuses[1], c.timed), (1, 1, 1));
+    // The first is answered before its answers were followed.
+    assert_eq!((c.requests, c.statuses[1], c.timed), (1, 1, 0));
+    h.feed(&headers(43, END_HEADERS | END_STREAM, REQUEST), 0);
+    h.feed_out(&headers(43, END_HEADERS | END_STREAM, &[0x88]), 0);
+    let c = &h.counted;
+    assert_eq!((c.requests, c.statuses[1], c.timed), (2, 2, 1));
     // Whose first fields are in the dynamic table: the answer tells what it was.
     let mut h = Http2::unknown();
     h.feed(&headers(41, END_HEADERS | END_STREAM, &[0xbe, 0xbf]), 0);
