@@ -243,7 +243,8 @@ stats! {
     Http2Inferred = "http2_requests_inferred",
     /// Packets with more HTTP/2 frames than are walked.
     Http2Frames = "http2_frames_overflow",
-    /// HTTP/2 connections whose first payload reached a listener: the requests in it are not counted.
+    /// HTTP/2 connections whose first payload reached a listener: the requests in it are counted when a later one tells of
+    /// them by its stream's number, but for the first.
     Http2Listener = "http2_listener_payloads",
 }
 

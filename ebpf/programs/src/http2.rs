@@ -100,7 +100,11 @@ unsafe fn make(packet: &Packet, flow: *mut Flow, known: u32, at: u32) -> *mut Co
         } else {
             // What the server may have sent before ends with a frame.
             set!(c.rx.skip, PREFACE_REST);
+        }
+        if known != 0 {
             set!(c.prefaced, 1);
+            // What came to the listener is told by the streams' numbers.
+            set!(c.missed, (at == phase::SEARCH) as u32);
         }
         set!(flow.rx.phase, http1::phase::OPAQUE);
         set!(flow.rx_flags, get!(flow.rx_flags) | rx_flag::HTTP2);
