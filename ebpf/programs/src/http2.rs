@@ -9,10 +9,8 @@ use ebpf_scaler_common::http2::{self, Connection, Guess, PREFACE_REST, guess, ph
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
-use crate::frames;
 use crate::maps::{HTTP2S, control, count};
 use crate::packet::Packet;
-use crate::slots::Slot;
 
 #[inline(always)]
 fn storage() -> *mut core::ffi::c_void {
@@ -112,22 +110,18 @@ unsafe fn make(packet: &Packet, flow: *mut Flow, known: u32, at: u32) -> *mut Co
     }
 }
 
-/// A preface was seen up to "PRI "; its rest is at `pos` of the packet.
+/// HTTP/2 begins at `pos` of the packet: behind "PRI " of a preface, or at the payload's start where frames were found.
 ///
 /// # Safety
 /// The flow is valid, and its packets in are ours.
 #[inline(always)]
-pub unsafe fn start(packet: &Packet, flow: *mut Flow, slot: Slot, pos: u32) {
+pub unsafe fn begin(packet: &Packet, flow: *mut Flow, pos: u32) -> *mut Connection {
     // SAFETY: the caller's promise.
     unsafe {
-        if get!(flow.rx_flags) & rx_flag::PARKED != 0 {
-            // A listener has no state: the connection looks for its place when there is one.
-            count(Stat::Http2Listener);
-            return;
-        }
-        let c = make(packet, flow, role::SERVER, phase::SETTINGS);
-        if !c.is_null() {
-            frames::requests(packet, flow, c, slot, pos);
+        if pos == packet.headers && get!(flow.rx_flags) & rx_flag::HTTP2 == 0 {
+            make(packet, flow, 0, phase::SEARCH)
+        } else {
+            make(packet, flow, role::SERVER, phase::SETTINGS)
         }
     }
 }
@@ -137,20 +131,16 @@ pub unsafe fn start(packet: &Packet, flow: *mut Flow, slot: Slot, pos: u32) {
 /// # Safety
 /// The flow is valid, and its packets in are ours.
 #[inline(always)]
-pub unsafe fn discover(packet: &Packet, flow: *mut Flow, slot: Slot, first: u64) {
+pub unsafe fn discovered(packet: &Packet, flow: *mut Flow, first: u64) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        if !http2::may_begin(first)
-            || get!(flow.rx_flags) & (rx_flag::HTTP | rx_flag::PARKED) != 0
-            || !believed(packet, 0)
-        {
-            return;
+        let found = http2::may_begin(first)
+            && get!(flow.rx_flags) & (rx_flag::HTTP | rx_flag::PARKED) == 0
+            && believed(packet, 0);
+        if found {
+            count(Stat::Http2);
         }
-        count(Stat::Http2);
-        let c = make(packet, flow, 0, phase::SEARCH);
-        if !c.is_null() {
-            frames::requests(packet, flow, c, slot, packet.headers);
-        }
+        found
     }
 }
 

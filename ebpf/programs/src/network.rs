@@ -94,7 +94,7 @@ unsafe fn connection(packet: &Packet, flow: *mut Flow, slot: Slot) {
             if packet.flags & SYN != 0 && get!(sk.state) == TCP_SYN_SENT {
                 set!(flow.rx_next, packet.seq as u64);
             }
-            requests::segment(packet, flow, slot);
+            requests::segment::<false>(packet, flow, slot);
         } else {
             responses::segment(packet, flow, slot);
         }
@@ -188,6 +188,6 @@ fn listener(packet: &Packet) {
     flows::return_scratch(bit);
     if let Some(parked) = parked {
         // SAFETY: the map's element; an LRU that evicts it now leaves the memory valid for this run.
-        unsafe { requests::segment(packet, parked.cast_mut(), slot) };
+        unsafe { requests::segment::<true>(packet, parked.cast_mut(), slot) };
     }
 }

@@ -23,8 +23,11 @@ use crate::{frames, http2};
 /// How often to look whether another CPU is done with the connection: well below a microsecond in all.
 const SPINS: u32 = 48;
 
+/// No place in a packet: headers come before every payload.
+const NOWHERE: u32 = 0;
+
 /// What a connection speaks.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Http1,
     Http2,
@@ -32,12 +35,12 @@ enum Mode {
     Upgraded,
 }
 
-/// Handles the payload of a packet in.
+/// Handles the payload of a packet in. `LISTENER`: the flow is not a connection's yet.
 ///
 /// # Safety
 /// The flow is valid.
 #[inline(always)]
-pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
+pub unsafe fn segment<const LISTENER: bool>(packet: &Packet, flow: *mut Flow, slot: Slot) {
     let len = packet.payload();
     // SAFETY: the caller's promise; the place is ours between `claim` and the last line.
     unsafe {
@@ -47,7 +50,10 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
         let mut mode = Mode::Http1;
         let opaque = get!(flow.rx.phase) == phase::OPAQUE;
         if opaque || get!(flow.tx_flags) & tx_flag::TUNNEL != 0 {
-            if get!(flow.rx_flags) & (rx_flag::HTTP2 | rx_flag::PARKED) == rx_flag::HTTP2 {
+            if LISTENER {
+                return;
+            }
+            if get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
                 mode = Mode::Http2;
             } else if opaque {
                 return;
@@ -59,18 +65,7 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
             count(Stat::LostRace);
             return;
         };
-        let next = match mode {
-            Mode::Http1 => in_order(packet, flow, core::ptr::null_mut(), slot, next, len),
-            Mode::Http2 => {
-                let c = http2::of(packet, flow);
-                if c.is_null() {
-                    next
-                } else {
-                    in_order(packet, flow, c, slot, next, len)
-                }
-            }
-            Mode::Upgraded => upgraded(packet, flow, slot, next, len),
-        };
+        let next = in_order::<LISTENER>(packet, flow, slot, mode, next, len);
         atomic::swap(&raw mut (*flow).rx_next, next as u64);
     }
 }
@@ -95,27 +90,34 @@ unsafe fn claim(flow: *mut Flow) -> Option<u32> {
 
 /// Takes the segment in its order; returns the sequence number expected from now on.
 #[inline(always)]
-unsafe fn in_order(
+unsafe fn in_order<const LISTENER: bool>(
     packet: &Packet,
     flow: *mut Flow,
-    c: *mut Connection,
     slot: Slot,
+    mode: Mode,
     next: u32,
     len: u32,
 ) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
+        let mut c = core::ptr::null_mut();
+        if mode == Mode::Http2 {
+            c = http2::of(packet, flow);
+            if c.is_null() {
+                return next;
+            }
+        }
         let m = &raw mut (*flow).rx;
         let end = packet.seq.wrapping_add(len);
         let offset = match place(next, packet.seq, len) {
             Place::Old => return next,
             Place::New(offset) => offset,
             Place::Gap(gap) => {
-                let go_on = if c.is_null() {
-                    let at = get!(m.phase);
-                    at == phase::BODY || at == phase::CHUNK_DATA || at == phase::SEARCH
-                } else {
+                let at = get!(m.phase);
+                let go_on = if !c.is_null() {
                     http2::in_payload(c, gap) || http2::continues(packet, c)
+                } else {
+                    at == phase::BODY || at == phase::CHUNK_DATA || at == phase::SEARCH
                 };
                 if !go_on && wait(packet, flow, next, end) {
                     return next;
@@ -124,12 +126,25 @@ unsafe fn in_order(
                 0
             }
         };
-        if c.is_null() {
-            payload(packet, flow, slot, offset, len);
-        } else {
-            frames::requests(packet, flow, c, slot, packet.headers + offset);
+        // Where HTTP/2 begins, for a connection that was not known to speak it.
+        let mut pos = packet.headers + offset;
+        if mode == Mode::Http1 {
+            pos = payload(packet, flow, slot, offset, len);
+        } else if mode == Mode::Upgraded {
+            pos = upgraded(packet, flow, pos);
         }
-        past_early(packet, flow, c, end)
+        if LISTENER && pos != NOWHERE {
+            // A listener has no state: the connection looks for its place when there is one.
+            count(Stat::Http2Listener);
+        } else if pos != NOWHERE {
+            if c.is_null() {
+                c = http2::begin(packet, flow, pos);
+            }
+            if !c.is_null() {
+                frames::requests(packet, flow, c, slot, pos);
+            }
+        }
+        past_early(flow, c, end)
     }
 }
 
@@ -163,7 +178,7 @@ unsafe fn wait(packet: &Packet, flow: *mut Flow, next: u32, end: u32) -> bool {
 
 /// Moves over bytes that came before their turn and were not looked at: fine inside a body.
 #[inline(always)]
-unsafe fn past_early(packet: &Packet, flow: *mut Flow, c: *mut Connection, end: u32) -> u32 {
+unsafe fn past_early(flow: *mut Flow, c: *mut Connection, end: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         if get!(flow.early_segments) == 0 || before(end, get!(flow.early_from)) {
@@ -173,11 +188,6 @@ unsafe fn past_early(packet: &Packet, flow: *mut Flow, c: *mut Connection, end: 
         let to = get!(flow.early_to);
         if !before(end, to) {
             return end;
-        }
-        let mut c = c;
-        if c.is_null() && get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
-            // The preface was in this segment.
-            c = http2::find(packet.sk);
         }
         lose(flow, c, to.wrapping_sub(end));
         to
@@ -201,9 +211,9 @@ unsafe fn lose(flow: *mut Flow, c: *mut Connection, gap: u32) {
     }
 }
 
-/// Frames the payload from `offset` on.
+/// Frames the payload from `offset` on. Returns where in the packet HTTP/2 begins, or [`NOWHERE`].
 #[inline(always)]
-unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len: u32) {
+unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         let m = &raw mut (*flow).rx;
@@ -213,24 +223,24 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
             let remaining = get!(m.remaining);
             if remaining > left as u64 {
                 set!(m.remaining, remaining - left as u64);
-                return;
+                return NOWHERE;
             }
         }
         if at == phase::SEARCH {
             // Only a segment's first byte can be trusted to be a message's.
             if offset != 0 || left <= 8 {
-                return;
+                return NOWHERE;
             }
             let first = first_word(packet);
             if left < 16 || !begins_request(first) {
-                http2::discover(packet, flow, slot, first);
-                return;
+                let found = http2::discovered(packet, flow, first);
+                return if found { packet.headers } else { NOWHERE };
             }
             resynchronise(flow, slot);
         }
         let Some((scratch, bit)) = take_scratch() else {
             set!(m.phase, phase::SEARCH);
-            return;
+            return NOWHERE;
         };
         let window = &raw mut (*scratch).window;
         let mut scan = Scan {
@@ -245,13 +255,15 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
         return_scratch(bit);
         let at = get!(m.phase);
         if at == phase::OPAQUE && get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
-            http2::start(packet, flow, slot, rest);
-        } else if at == phase::SEARCH
+            return rest;
+        }
+        if at == phase::SEARCH
             && get!(m.flags) & flag::CONNECT == 0
             && get!(flow.rx_flags) & rx_flag::HTTP != 0
         {
             count(Stat::RequestDesync);
         }
+        NOWHERE
     }
 }
 
@@ -271,27 +283,20 @@ fn first_word(packet: &Packet) -> u64 {
 }
 
 /// The first payload in after an upgrade, or into a tunnel: HTTP/2 if it begins with that one's preface, and otherwise
-/// nothing that anybody looks at again.
+/// nothing that anybody looks at again. Returns where in the packet HTTP/2 begins, or [`NOWHERE`].
 #[inline(always)]
-unsafe fn upgraded(packet: &Packet, flow: *mut Flow, slot: Slot, next: u32, len: u32) -> u32 {
+unsafe fn upgraded(packet: &Packet, flow: *mut Flow, pos: u32) -> u32 {
     const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
     const PRI: u32 = 4;
     // SAFETY: the caller's promise.
     unsafe {
-        let end = packet.seq.wrapping_add(len);
-        let seen = place(next, packet.seq, len);
-        if seen == Place::Old {
-            return next;
-        }
-        if seen != Place::New(0) && wait(packet, flow, next, end) {
-            return next;
-        }
         set!(flow.rx.phase, phase::OPAQUE);
-        if seen == Place::New(0) && first_word(packet) == PREFACE {
-            count(Stat::Http2);
-            http2::start(packet, flow, slot, packet.headers + PRI);
+        if pos != packet.headers || first_word(packet) != PREFACE {
+            return NOWHERE;
         }
-        end
+        count(Stat::Http2);
+        set!(flow.rx_flags, get!(flow.rx_flags) | rx_flag::HTTP2);
+        packet.headers + PRI
     }
 }
 
