@@ -72,6 +72,8 @@ unsafe fn make(packet: &Packet, flow: *mut Flow, known: u32, at: u32) -> *mut Co
     // SAFETY: the caller's promise; packets in are ours, so nobody else makes this storage.
     unsafe {
         forget(flow);
+        // It is asked once only, whether or not there is room for it.
+        set!(flow.rx.phase, http1::phase::OPAQUE);
         let Some(control) = control() else {
             return core::ptr::null_mut();
         };
@@ -104,7 +106,6 @@ unsafe fn make(packet: &Packet, flow: *mut Flow, known: u32, at: u32) -> *mut Co
             // What came to the listener is told by the streams' numbers.
             set!(c.missed, (at == phase::SEARCH) as u32);
         }
-        set!(flow.rx.phase, http1::phase::OPAQUE);
         set!(flow.rx_flags, get!(flow.rx_flags) | rx_flag::HTTP2);
         c
     }

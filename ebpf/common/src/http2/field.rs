@@ -125,10 +125,28 @@ const fn literal(len: u32, value: u32) -> u32 {
     }
 }
 
-/// A byte of `head`. The mask is for the verifier.
+/// A byte of `head`.
 #[inline(always)]
 unsafe fn byte(m: *mut Machine, at: u32) -> u32 {
-    let at = (at & (2 * LOOK - 1)) as usize;
+    let at = inside(at as u64) as usize;
     // SAFETY: `head` has twice as many bytes as are looked at.
     unsafe { read_volatile((&raw const (*m).head).cast::<u8>().add(at)) as u32 }
+}
+
+/// The verifier must see the bound; the compiler, which knows it, would leave the mask out. Older verifiers (6.1) then
+/// do not see it.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn inside(at: u64) -> u64 {
+    const _: () = assert!(2 * LOOK == 64);
+    let mut at = at;
+    // SAFETY: arithmetic.
+    unsafe { core::arch::asm!("{0} &= 63", inout(reg) at, options(nostack, nomem, pure)) };
+    at
+}
+
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+fn inside(at: u64) -> u64 {
+    at & (2 * LOOK as u64 - 1)
 }
