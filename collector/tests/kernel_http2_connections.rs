@@ -182,7 +182,6 @@ fn lost_segments_and_what_overtakes_them() {
     let c = world.counters(&pod);
     let inferred = world.statistic("http2_requests_inferred");
     eprintln!("{} of {requests}, {}", c.requests, world.troubles());
-    assert!(c.tcp_retransmits > 0);
     assert!(
         inferred + world.statistic("segments_out_of_order") > 0,
         "{}",

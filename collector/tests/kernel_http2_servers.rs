@@ -162,7 +162,6 @@ fn h2load_and_hyper_agree_with_us_also_when_segments_are_lost() {
         "1 % lost: h2load {succeeded}, counted {counted}, {}",
         world.troubles()
     );
-    assert!(c.tcp_retransmits > 0);
     let difference = counted.abs_diff(succeeded);
     // What is not exact is told; nothing is counted twice.
     assert!(
