@@ -113,10 +113,14 @@ fn metrics() -> String {
 }
 
 /// What the agent adds to the programs' statistics; a kernel test compares the page with what is really served.
-const OF_USER_SPACE: [(&str, &str); 5] = [
+const OF_USER_SPACE: [(&str, &str); 6] = [
     (
         "live_socket_storages",
         "TCP sockets that have state now, at most 65,536 (a gauge)",
+    ),
+    (
+        "live_http2_storages",
+        "TCP sockets that have HTTP/2 state as well, at most 4,096 (a gauge)",
     ),
     ("live_slots", "Slots that pods have now (a gauge)"),
     (

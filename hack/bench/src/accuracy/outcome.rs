@@ -29,7 +29,7 @@ impl Protocol {
     /// Protocols whose requests are counted: the others have bytes and connections only. What is added to the
     /// recognisers is added here.
     fn is_counted(self) -> bool {
-        matches!(self, Protocol::Http1)
+        matches!(self, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc)
     }
 
     fn name(self) -> &'static str {
