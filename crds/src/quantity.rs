@@ -38,6 +38,13 @@ pub fn format(value: f64) -> String {
     }
 }
 
+/// The largest and the smallest that apimachinery keeps: it caps what is above and rounds up what is below, so a
+/// target above zero never becomes zero or infinite.
+const LARGEST: f64 = i64::MAX as f64;
+const SMALLEST: f64 = 1e-9;
+/// Beyond this an exponent changes nothing any more, whatever 32 digits stand before it.
+const MAX_EXPONENT: i64 = 100;
+
 /// The number that a quantity means.
 ///
 /// # Errors
@@ -71,12 +78,16 @@ pub fn parse(text: &str) -> Result<f64, String> {
             let digits = exponent
                 .strip_prefix(['e', 'E'])
                 .ok_or_else(wrong)?
-                .parse::<i32>()
+                .parse::<i64>()
                 .map_err(|_| wrong())?;
-            10f64.powi(digits)
+            10f64.powi(digits.clamp(-MAX_EXPONENT, MAX_EXPONENT) as i32)
         }
     };
-    Ok(number * factor)
+    let value = number * factor;
+    if number > 0.0 {
+        return Ok(value.clamp(SMALLEST, LARGEST));
+    }
+    Ok(value)
 }
 
 impl FromStr for Quantity {
@@ -168,6 +179,25 @@ mod tests {
         }
         for text in ["", "ten", "1Q", "1mm", "m"] {
             assert!(text.parse::<Quantity>().is_err(), "{text}");
+        }
+    }
+
+    /// What the API server takes as above zero must not divide by zero, nor vanish: found by fuzzing.
+    #[test]
+    fn what_is_too_large_or_too_small_is_capped_as_apimachinery_does() {
+        for text in [
+            "1E515",
+            "9223372036854775808",
+            "99999999999999999999999E",
+            "1e9999999999999",
+        ] {
+            assert_eq!(text.parse::<Quantity>().unwrap().get(), LARGEST, "{text}");
+        }
+        for text in ["1e-99", "0.0000000001", "0.1n", "1e-9999999999999"] {
+            assert_eq!(text.parse::<Quantity>().unwrap().get(), SMALLEST, "{text}");
+        }
+        for text in ["0", "0.000", "0e999", "0n"] {
+            assert_eq!(text.parse::<Quantity>().unwrap().get(), 0.0, "{text}");
         }
     }
 
