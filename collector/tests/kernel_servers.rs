@@ -94,9 +94,9 @@ fn wrk_and_nginx_agree_with_us() {
             .lines()
             .find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok())
             .unwrap_or_else(|| panic!("{text}"));
-        std::thread::sleep(Duration::from_millis(50));
-        let c = world.counters(&pod);
-        let counted = c.requests - before.requests;
+        let answered = || world.counters(&pod).requests - before.requests >= completed;
+        eventually(Duration::from_secs(2), answered);
+        let counted = world.counters(&pod).requests - before.requests;
         eprintln!(
             "{path}: wrk {completed}, counted {counted}, {}",
             world.troubles()

@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use cgroup::{Cgroup, cgroup2};
@@ -49,9 +50,17 @@ pub fn place(command: &mut Command, cgroup: &Path, namespace: Option<&Path>) -> 
     Ok(())
 }
 
-/// Polls until it holds; false if it does not in time.
+/// How long to wait for what takes that long on an ordinary machine: an emulated one is slower, by the whole number
+/// in $EBPF_SCALER_TEST_PATIENCE. For waits only, never for what is counted.
+pub fn patience(ordinary: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let set = || std::env::var("EBPF_SCALER_TEST_PATIENCE").ok();
+    ordinary * *FACTOR.get_or_init(|| set().and_then(|text| text.parse().ok()).unwrap_or(1))
+}
+
+/// Polls until it holds; false if it does not in time, which is scaled by [`patience`].
 pub fn eventually(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + patience(limit);
     loop {
         if holds() {
             return true;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::{Pod, SERVER, World};
+use super::{Pod, SERVER, World, patience};
 
 /// A client outside the pod and the pod's end of the connection.
 pub struct Pair {
@@ -19,7 +19,8 @@ impl Pair {
         let server = listener.accept().unwrap().0;
         for end in [&client, &server] {
             end.set_nodelay(true).unwrap();
-            end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            end.set_read_timeout(Some(patience(Duration::from_secs(10))))
+                .unwrap();
         }
         Pair { client, server }
     }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use ebpf_scaler_collector::agent::probes::{Counters, Options, Probes, Reading, Slot};
 use ebpf_scaler_testbed as testbed;
-pub use ebpf_scaler_testbed::{CLIENT, SERVER, SERVER6, enter, eventually};
+pub use ebpf_scaler_testbed::{CLIENT, SERVER, SERVER6, enter, eventually, patience};
 use ebpf_scaler_testbed::{Namespaces, Wire, place};
 
 /// A port that the worlds exclude.

@@ -5,6 +5,8 @@ use crate::histogram::BUCKETS;
 
 /// Provisional slots that wait for cgroups which nobody has assigned yet.
 pub const QUARANTINE: u32 = 256;
+/// Steps of the HTTP/1 machine in one turn of `bpf_loop`; user space may ask for fewer when it loads the programs.
+pub const STEPS: u32 = 24;
 /// No slot.
 pub const NO_SLOT: u32 = u32::MAX;
 /// Words of the bitmap of excluded TCP ports.

@@ -12,10 +12,25 @@ use crate::maps::count;
 use crate::slots::Slot;
 use crate::{requests, responses};
 
-/// Enough for 64 KiB of the shortest messages that anyone sends.
-const TURNS: u32 = 4096;
-/// Steps a turn: a window of long lines takes 16.
-const STEPS: u32 = 24;
+/// Turns and steps a packet: enough for 64 KiB of the shortest messages that anyone sends.
+const TOTAL_STEPS: u32 = 4096 * ebpf_scaler_common::record::STEPS;
+/// Steps a turn: a window of long lines takes 16. The verifier walks through each, and its older versions forget
+/// less of what they have seen, so user space asks for fewer where it must; it then takes more turns.
+#[unsafe(no_mangle)]
+static STEPS: u32 = ebpf_scaler_common::record::STEPS;
+
+/// A constant for the verifier, not for the compiler.
+#[inline(always)]
+fn steps() -> u32 {
+    // SAFETY: user space writes it before the programs are loaded.
+    unsafe { core::ptr::read_volatile(&raw const STEPS) }
+}
+
+/// The bound of the work is the same, whatever a turn is.
+#[inline(always)]
+fn turns() -> u32 {
+    TOTAL_STEPS / steps().max(1)
+}
 
 /// What a turn needs; lives on the stack.
 #[repr(C)]
@@ -38,7 +53,7 @@ impl Scan {
         // SAFETY: the caller's promise.
         unsafe {
             self.begin(now, offset, end);
-            bpf_loop(TURNS, request_turn as *mut _, (&raw mut *self).cast(), 0);
+            bpf_loop(turns(), request_turn as *mut _, (&raw mut *self).cast(), 0);
             let m = &raw mut (*self.flow).rx;
             self.finish(m);
         }
@@ -53,7 +68,7 @@ impl Scan {
         // SAFETY: the caller's promise.
         unsafe {
             self.begin(now, offset, end);
-            bpf_loop(TURNS, response_turn as *mut _, (&raw mut *self).cast(), 0);
+            bpf_loop(turns(), response_turn as *mut _, (&raw mut *self).cast(), 0);
             let m = &raw mut (*self.flow).tx;
             self.finish(m);
         }
@@ -116,8 +131,8 @@ unsafe fn turn<const RESPONSE: bool>(
             Next::Step => {}
         }
         let mut found = event::NONE;
-        let mut i = 0;
-        while i < STEPS {
+        let (steps, mut i) = (steps(), 0);
+        while i < steps {
             found = step::<RESPONSE>(m, w);
             if found != event::NONE {
                 break;

@@ -9,7 +9,7 @@ use aya::maps::{HashMap, Map, MapData, Queue};
 use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_scaler_common::record::{
-    Control, Cost, Culprits, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, SlotRecord,
+    Control, Cost, Culprits, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, STEPS, SlotRecord,
 };
 
 use super::memory::Shared;
@@ -70,6 +70,10 @@ pub struct Maps {
     pub free_slots: Queue<MapData, u64>,
 }
 
+/// How many steps the programs take at a time. Linux 6.1 walks through more than the million instructions that it
+/// allows for the first, and through half a million for the second (6.18: a tenth of a million for the first).
+const STEPS_TRIED: [u32; 2] = [STEPS, FEWER_STEPS];
+const FEWER_STEPS: u32 = STEPS / 3;
 /// How the acts begin that the verifier can refuse.
 const LOAD_PROGRAM: &str = "load the program";
 /// What is kept of a verifier's log: its end tells why.
@@ -115,22 +119,28 @@ fn shorten(text: &str) -> String {
 impl Kernel {
     /// Loads everything and attaches requests and network.
     pub fn load(options: &Options) -> Result<Kernel, ProbeError> {
-        // Without the verifier's log first: with it a refusal takes half a minute.
-        match Kernel::load_logging(options, VerifierLogLevel::DISABLE) {
-            Err(ProbeError::Kernel { act, .. }) if act.starts_with(LOAD_PROGRAM) => {
-                Kernel::load_logging(options, VerifierLogLevel::DEBUG)
+        let refused = |error: &ProbeError| matches!(error, ProbeError::Kernel { act, .. } if act.starts_with(LOAD_PROGRAM));
+        for steps in STEPS_TRIED {
+            match Kernel::load_with(options, steps, VerifierLogLevel::DISABLE) {
+                Err(error) if refused(&error) => {}
+                done => return done,
             }
-            done => done,
         }
+        // Only now with the verifier's log: with it a refusal takes half a minute.
+        Kernel::load_with(options, FEWER_STEPS, VerifierLogLevel::DEBUG)
     }
 
-    fn load_logging(options: &Options, log: VerifierLogLevel) -> Result<Kernel, ProbeError> {
+    fn load_with(
+        options: &Options,
+        steps: u32,
+        log: VerifierLogLevel,
+    ) -> Result<Kernel, ProbeError> {
         let directory = File::open(&options.cgroup)
             .map_err(|e| failed(format!("open the cgroup {}", options.cgroup.display()), &e))?;
         let slots = options.max_pods + QUARANTINE;
         // Since Linux 6.18. Without it, waits because of a CPU limit are told by who ran meanwhile, like others.
         let throttled = btf::offset("task_struct", "throttled");
-        let mut ebpf = load_object(log, slots, throttled)?;
+        let mut ebpf = load_object(log, slots, steps, throttled)?;
         let maps = Maps::take(&mut ebpf, slots, options)?;
         let btf = Btf::from_sys_fs().map_err(|e| format!("the kernel's BTF can not be read: {e}"));
         let mut kernel = Kernel {
@@ -290,12 +300,14 @@ fn monotonic_nanos() -> u64 {
 fn load_object(
     log: VerifierLogLevel,
     slots: u32,
+    steps: u32,
     throttled: Option<u64>,
 ) -> Result<Ebpf, ProbeError> {
     EbpfLoader::new()
         .verifier_log_level(log)
         .override_global("TASK_THROTTLED", &throttled.unwrap_or(0), true)
         .allow_unsupported_maps()
+        .override_global("STEPS", &steps, true)
         .map_max_entries("SLOTS", slots)
         .map_max_entries("CULPRITS", slots)
         .map_max_entries("DIRTY", slots.div_ceil(64))

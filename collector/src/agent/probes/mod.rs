@@ -7,6 +7,7 @@ mod kernel;
 mod memory;
 mod pool;
 mod reading;
+mod release;
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem::offset_of;
@@ -29,6 +30,11 @@ const MAX_FLOWS: u64 = 65_536;
 const MAX_HTTP2: u64 = 4096;
 /// Provisional slots that lie ready in the kernel.
 const QUARANTINE_AHEAD: usize = QUARANTINE as usize / 2;
+
+/// The oldest Linux with which requests and network can be counted: it brought the helper `bpf_loop`.
+pub const FLOOR: (u32, u32) = (5, 17);
+/// The oldest Linux with which the run queue can be measured: it brought `sched_switch`'s fourth argument.
+pub const RUN_QUEUE_FLOOR: (u32, u32) = (5, 18);
 
 /// What the programs need to know when they are loaded.
 #[derive(Clone, Debug)]
@@ -89,9 +95,10 @@ pub struct Probes {
 impl Probes {
     /// Loads the programs and attaches those of requests and network, which must succeed.
     pub fn load(options: &Options) -> Result<Probes, ProbeError> {
-        let mut kernel = Kernel::load(options)?;
+        let mut kernel = Kernel::load(options).map_err(|error| release::explain(error, FLOOR))?;
         let mut degraded = Vec::new();
         if let Err(reason) = kernel.load_run_queue() {
+            let reason = release::too_old(RUN_QUEUE_FLOOR).unwrap_or(reason);
             degraded.push((Family::RunQueue, reason));
         }
         if let Some(reason) = &kernel.no_destroy {
