@@ -7,7 +7,7 @@ export PATH := $(CACHE)/tools/bin:$(PATH)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-long lint bench generate images clean
+.PHONY: help setup demo demo-down test test-unit test-long kernels fuzz lint bench generate images clean
 
 help: ## List the targets
 	@echo "Times are for 2 cores: on an empty cache / on a warm one."
@@ -22,7 +22,7 @@ demo: setup ## Show the main job live on a real Kubernetes with real load, endin
 demo-down: ## Remove the demo's cluster and everything it made
 	@cargo xtask cluster down --name demo
 
-test: setup ## Run all tests: unit, kernel, API contract, and end to end on a real cluster (root on Linux; 35 / 15 min)
+test: setup ## Run all tests: unit, fuzz (short), kernel, API contract, and end to end on a real cluster (root on Linux; 35 / 15 min)
 	@cargo xtask test $(ARGS)
 
 test-unit: ## Run the tests that need neither root nor a cluster (5 / 1 min)
@@ -32,6 +32,12 @@ test-long: setup ## Run long variants: many times the random cases and scenarios
 	@cargo xtask test unit --long
 	@cargo xtask test differential --long
 	@cargo xtask test kernel --long
+
+kernels: setup ## Run the kernel tests in Debian's 6.1, 6.12 and newest kernels, in an emulator (Debian; an hour; ARGS="--kernel 6.1 --filter NAME")
+	@cargo xtask kernels $(ARGS)
+
+fuzz: ## Fuzz everything that reads bytes from others (5 minutes, or ARGS="--seconds N --target NAME")
+	@cargo xtask fuzz $(ARGS)
 
 lint: setup ## rustfmt, clippy with warnings denied, cargo-deny, shell syntax, generated files up to date (8 / 2 min)
 	@cargo xtask lint

@@ -49,32 +49,16 @@ find_std_source() {
 
 # Debian's package of the same version, read through an apt configuration of our own.
 debian_std_source() {
-  local to=$cache/rust-src/$toolchain apt=$cache/rust-src/apt mirror version
+  local to=$cache/rust-src/$toolchain apt=$cache/rust-src/apt version
   std_source=$to/usr/src/rustc-$toolchain
   [[ -f $std_source/library/core/Cargo.toml ]] && return
-  command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
-    fail "rust-src $toolchain is needed: 'rustup component add rust-src --toolchain $toolchain', or run this on Debian"
-  mirror=$(debian_mirror)
-  [[ -n $mirror ]] || fail "no Debian mirror in the machine's apt sources; add rust-src with rustup instead"
-  say "fetching the package rust-src $toolchain from trixie-backports (45 MB)"
-  mkdir -p "$apt"/{lists,cache,download}/partial "$to"
-  printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s trixie-backports main\n' "$mirror" \
-    >"$apt/sources.list"
-  local options=(-qq -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
-    -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root)
-  apt-get "${options[@]}" update
-  version=$(apt-cache "${options[@]}" madison rust-src | awk -v v="$toolchain+" 'index($3, v) == 1 {print $3; exit}')
+  say "fetching the package rust-src $toolchain from trixie-backports (45 MB); elsewhere: rustup component add rust-src"
+  private_apt "$apt" trixie-backports
+  version=$(apt-cache "${apt_options[@]}" madison rust-src | awk -v v="$toolchain+" 'index($3, v) == 1 {print $3; exit}')
   [[ -n $version ]] || fail "trixie-backports has no rust-src $toolchain; add it with rustup instead"
-  (cd "$apt/download" && apt-get "${options[@]}" download "rust-src=$version" && dpkg -x rust-src_*.deb "$to")
+  unpack_packages "$to" "rust-src=$version"
   rm -rf "$apt"
   [[ -f $std_source/library/core/Cargo.toml ]] || fail "the package has no library/core below $std_source"
-}
-
-# The mirror that the machine already trusts, from either format of apt's sources.
-debian_mirror() {
-  { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/^deb \(\[[^]]*\] \)\?\([^ ]*\) .*/\2/p'
-    sed -n 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null
-  } | grep -E '/debian/?$' | head -n 1 || true
 }
 
 # What the object depends on: sources, manifests, the tools' versions.
@@ -100,7 +84,8 @@ build() {
     cargo build --release --locked
   cp "$cache/bpf/target/bpfel-unknown-none/release/programs" "$object.new"
   mv "$object.new" "$object"
-  printf '%s\n' "$want" >"$object.stamp"
+  printf '%s\n' "$want" >"$object.stamp.new"
+  mv "$object.stamp.new" "$object.stamp"
   say "built $object"
 }
 

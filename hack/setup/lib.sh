@@ -77,3 +77,46 @@ find_go() {
     fi
   done
 }
+
+as_root() {
+  if ((EUID == 0)); then "$@"; else sudo ${CI:+--non-interactive} "$@"; fi
+}
+
+# private_apt DIRECTORY SUITE...: sets apt_options, with which apt-get and apt-cache read these suites of Debian
+# and nothing else. The machine's own sources, lists and package states stay as they are. The mirror is the one
+# that the machine trusts already; a suite that it does not have is passed over.
+private_apt() {
+  local directory=$1 mirror suite
+  shift
+  command -v apt-get >/dev/null && command -v dpkg >/dev/null || fail "apt-get and dpkg are needed: run this on Debian"
+  mirror=$(debian_mirror)
+  [[ -n $mirror ]] || fail "no Debian mirror in the machine's apt sources"
+  mkdir -p "$directory"/{lists,cache}/partial
+  for suite in "$@"; do
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$suite"
+  done >"$directory/sources.list"
+  apt_options=(-qq -o "Dir::Etc::sourcelist=$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null
+    -o "Dir::State::lists=$directory/lists" -o "Dir::Cache=$directory/cache" -o APT::Sandbox::User=root)
+  apt-get "${apt_options[@]}" update
+}
+
+# unpack_packages TO PACKAGE[=VERSION]...: downloads packages as private_apt set it up and unpacks them below TO,
+# running none of their scripts.
+unpack_packages() {
+  local to=$1 download package
+  shift
+  download=$(mktemp -d "$cache/download.XXXXXX")
+  (cd "$download" && apt-get "${apt_options[@]}" download "$@") || fail "cannot download $*"
+  mkdir -p "$to"
+  for package in "$download"/*.deb; do
+    dpkg -x "$package" "$to"
+  done
+  rm -rf "$download"
+}
+
+# The mirror that the machine already trusts, from either format of apt's sources.
+debian_mirror() {
+  { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/^deb \(\[[^]]*\] \)\?\([^ ]*\) .*/\2/p'
+    sed -n 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null
+  } | grep -E '/debian/?$' | head -n 1 || true
+}

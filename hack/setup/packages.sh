@@ -45,10 +45,6 @@ find_missing() {
   [[ -n $go ]] || missing_programs+=("go >= $GO_MINIMUM")
 }
 
-as_root() {
-  if ((EUID == 0)); then "$@"; else sudo ${CI:+--non-interactive} "$@"; fi
-}
-
 has_systemd() { [[ -d /run/systemd/system ]]; }
 
 # Debian has several versions of Go side by side; the newest is taken.

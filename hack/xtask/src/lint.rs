@@ -21,6 +21,10 @@ pub fn run(_: Args) -> anyhow::Result<()> {
         cargo(&["fmt", "--check"]).current_dir(&programs),
     )?;
     steps.run(
+        "rustfmt of the fuzz targets",
+        cargo(&["fmt", "--check"]).current_dir(root.join("hack/fuzz")),
+    )?;
+    steps.run(
         "clippy",
         &mut cargo(&[
             "clippy",

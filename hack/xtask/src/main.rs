@@ -5,8 +5,10 @@ use clap::Parser;
 mod bench;
 mod cluster;
 mod demo;
+mod fuzz;
 mod generate;
 mod image;
+mod kernels;
 mod lint;
 mod steps;
 mod test;
@@ -24,6 +26,10 @@ enum Task {
     Bench(bench::Args),
     /// Run the test tiers
     Test(test::Args),
+    /// Fuzz everything that reads bytes from others
+    Fuzz(fuzz::Args),
+    /// Run the kernel tests in other kernels, in an emulator
+    Kernels(kernels::Args),
     /// Run every linter with warnings denied
     Lint(lint::Args),
     /// Write the files that are generated from the code
@@ -37,6 +43,8 @@ fn main() -> anyhow::Result<()> {
         Task::Demo(args) => demo::run(args),
         Task::Bench(args) => bench::run(args),
         Task::Test(args) => test::run(args),
+        Task::Fuzz(args) => fuzz::run(args),
+        Task::Kernels(args) => kernels::run(args),
         Task::Lint(args) => lint::run(args),
         Task::Generate(args) => generate::run(args),
     }

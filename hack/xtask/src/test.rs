@@ -1,4 +1,4 @@
-//! Runs the test tiers: unit, differential, kernel, end to end. A tier that cannot run here is an error, never a skip.
+//! Runs the test tiers: unit, differential, fuzz, kernel, end to end. A tier that cannot run here is an error, never a skip.
 
 use std::{
     path::PathBuf,
@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     cluster::cache,
+    fuzz,
     generate::root,
     steps::{Steps, cargo, is_root, xtask},
 };
@@ -30,6 +31,13 @@ const LONG: &str = "EBPF_SCALER_TEST_LONG";
 const SCENARIOS: u32 = 5_000;
 /// The same in the long version.
 const LONG_SCENARIOS: u32 = 100_000;
+
+/// Short, and from the same seed each time; `cargo xtask fuzz` goes further.
+const FUZZ: fuzz::Args = fuzz::Args {
+    seconds: 21,
+    target: Vec::new(),
+    seed: Some(1),
+};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -54,6 +62,8 @@ enum Tier {
     Unit,
     /// Decide as the HPA controller of Kubernetes does, over random scenarios: Go
     Differential,
+    /// Fuzz everything that reads bytes from others, for 20 seconds
+    Fuzz,
     /// Load the BPF programs and check counts: root
     Kernel,
     /// A real cluster comes up, everything is installed, loaded and broken: root, or docker
@@ -68,6 +78,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     if wanted(Tier::Differential) {
         differential(&mut steps, args.long)?;
+    }
+    if wanted(Tier::Fuzz) {
+        fuzz::all(&mut steps, &FUZZ)?;
     }
     if wanted(Tier::Kernel) {
         kernel(&mut steps, args.long)?;
