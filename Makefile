@@ -33,7 +33,7 @@ test-long: setup ## Run long variants: many times the random cases and scenarios
 	@cargo xtask test differential --long
 	@cargo xtask test kernel --long
 
-kernels: setup ## Run the kernel tests in Debian's 6.1, 6.12 and newest kernels, in an emulator (Debian; an hour; ARGS="--kernel 6.1 --filter NAME")
+kernels: setup ## Run the kernel tests in Debian's 6.1, 6.12 and newest kernels, in an emulator (Debian; 15 s a test; ARGS="--kernel 6.1 --filter NAME")
 	@cargo xtask kernels $(ARGS)
 
 fuzz: ## Fuzz everything that reads bytes from others (5 minutes, or ARGS="--seconds N --target NAME")

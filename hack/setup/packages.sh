@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # Programs and the Debian packages that have them. Programs are looked for, not packages: with docker's
 # own packages containerd is there under another package's name.
-build=(cc:gcc ld:binutils git:git curl:curl)
+build=(cc:gcc c++:g++ ld:binutils git:git curl:curl)
 node=(
   containerd:containerd ctr:containerd runc:runc ptp:containernetworking-plugins
   iptables:iptables ipset:ipset conntrack:conntrack socat:socat ethtool:ethtool
