@@ -47,7 +47,7 @@ fn the_floor_is_where_the_documents_say_and_below_it_the_refusal_names_it() {
     });
     let running = release();
     if running < FLOOR {
-        let said = loaded.err().expect("too old, but loaded").to_string();
+        let said = loaded.expect_err("too old, but loaded").to_string();
         eprintln!("{said}");
         let floor = format!("{}.{}", FLOOR.0, FLOOR.1);
         assert!(
