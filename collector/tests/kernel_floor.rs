@@ -7,13 +7,11 @@
     reason = "a test that can not go on fails"
 )]
 
-mod kernel;
-
 use std::collections::BTreeSet;
 use std::fs;
 
 use ebpf_scaler_collector::agent::probes::{FLOOR, Family, Options, Probes, RUN_QUEUE_FLOOR};
-use kernel::cgroup2;
+use ebpf_scaler_testbed::cgroup2;
 
 /// The running kernel's version, to two places.
 fn release() -> (u32, u32) {
@@ -38,7 +36,9 @@ fn verified() -> Vec<(String, u32)> {
 
 #[test]
 fn the_floor_is_where_the_documents_say_and_below_it_the_refusal_names_it() {
-    let root = cgroup2().join(format!("ebst-floor-{}", std::process::id()));
+    let root = cgroup2()
+        .unwrap()
+        .join(format!("ebst-floor-{}", std::process::id()));
     fs::create_dir(&root).unwrap();
     let loaded = Probes::load(&Options {
         cgroup: root.clone(),

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 /// Booting takes 4 s without KVM on an idle machine.
 const BOOT: Duration = Duration::from_secs(120);
 /// With KVM a fraction of a second, or for ever where nested virtualisation does not work.
-const BOOT_KVM: Duration = Duration::from_secs(20);
+const BOOT_KVM: Duration = Duration::from_secs(10);
 const MEMORY: &str = "3G";
 
 /// How a test ended.

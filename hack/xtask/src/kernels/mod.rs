@@ -181,9 +181,11 @@ fn pack(kernel: &Kernel, tests: &[PathBuf], filter: &str) -> anyhow::Result<Path
     archive.file(
         "etc/passwd",
         0o644,
-        b"root:x:0:0::/:/bin/sh\nwww-data:x:33:33::/:/bin/sh\n",
+        b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
     )?;
-    archive.file("etc/group", 0o644, b"root:x:0:\nwww-data:x:33:\n")?;
+    // wrk asks for the port of "http".
+    archive.file("etc/services", 0o644, b"http 80/tcp\n")?;
+    archive.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
     archive.copy(Path::new(BUSYBOX))?;
     for program in PROGRAMS {
         archive.copy_to(&find(program)?, &format!("usr/sbin/{program}"))?;
