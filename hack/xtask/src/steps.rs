@@ -67,6 +67,22 @@ impl Steps {
 pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);
+    // What the cargo that runs us says of this package. Build scripts look at some of it (ring's does), and would run
+    // again, with all that depends on them, whenever a person's own cargo and ours take turns.
+    for (name, _) in std::env::vars_os() {
+        let of_package = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+        ];
+        if name
+            .to_str()
+            .is_some_and(|name| of_package.iter().any(|prefix| name.starts_with(prefix)))
+        {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
