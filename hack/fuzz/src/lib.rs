@@ -3,5 +3,6 @@
 
 mod chunks;
 pub mod http1;
+pub mod http2;
 pub mod machine;
 pub mod text;
