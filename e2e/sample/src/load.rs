@@ -130,6 +130,8 @@ pub async fn generate(
     drop(queues);
     while workers.join_next().await.is_some() {}
     progress.abort();
+    // It may be in the middle of a line; nothing comes after the totals.
+    let _ = progress.await;
 
     let totals: Vec<Totals> = flows.iter().map(|flow| flow.totals()).collect();
     print(Line::Event(Event::Totals {
