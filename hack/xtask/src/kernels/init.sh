@@ -16,6 +16,7 @@ ln -s /proc/self/fd /dev/fd
 ip link set lo up
 # Before 5.11 maps count as locked memory.
 ulimit -l unlimited
+ulimit -n 65536
 while read -r module; do
   insmod "/modules/$module" || echo "@@ note insmod $module failed"
 done </modules/order

@@ -28,7 +28,9 @@ const PATIENCE: &str = "10";
 /// One test that takes longer, by the machine's own clock, has failed.
 const LIMIT: Duration = Duration::from_secs(600);
 /// What the tests call, beside busybox. The shell is not busybox's, which takes its own `ip` before any other.
-const PROGRAMS: [&str; 7] = ["sh", "ip", "iptables", "nsenter", "nginx", "wrk", "h2load"];
+const PROGRAMS: [&str; 8] = [
+    "sh", "ip", "iptables", "nsenter", "nginx", "wrk", "h2load", "runqlat",
+];
 /// iptables finds its extensions by name when it runs.
 const EXTENSIONS: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/xtables"];
 const BUSYBOX: &str = "/bin/busybox";
