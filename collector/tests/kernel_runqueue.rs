@@ -87,13 +87,14 @@ fn waits_are_those_of_schedstat() {
             (waited / expected - 1.0).abs() < 0.02,
             "waited {waited}, schedstat {expected}"
         );
+        let unknown = world.statistic("runqueue_waits_unknown");
         let (waits, slices) = (
             after.runqueue_waits - before.runqueue_waits,
             stat_after.1 - stat.1,
         );
         assert!(
-            waits.abs_diff(slices) <= 2 + slices / 100,
-            "{waits} waits, {slices} time slices"
+            waits <= slices + 2 && waits + unknown + 2 >= slices,
+            "{waits} waits, {unknown} not known, {slices} time slices"
         );
     }
     assert_eq!(world.statistic("runqueue_collisions"), 0);

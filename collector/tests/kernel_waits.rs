@@ -181,7 +181,8 @@ fn turns() {
     all.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// Every wait of the program is in the counters, once. What began before it was looked at is left out.
+/// Every wait of the program is in the counters, once, or told as not known. What began before it was looked at is
+/// left out.
 fn assert_exact(world: &World, before: (Counters, (u64, u64)), after: (Counters, (u64, u64))) {
     let (ours, stat) = (
         (
@@ -193,9 +194,11 @@ fn assert_exact(world: &World, before: (Counters, (u64, u64)), after: (Counters,
     // Three threads in two places of the table, of which the earlier one's wait is lost and counted as such.
     let collisions = world.statistic("runqueue_collisions");
     assert!(collisions <= stat.1 / 1000, "{collisions} of {stat:?}");
+    let unknown = world.statistic("runqueue_waits_unknown");
+    assert!(unknown <= stat.1 / 20, "{unknown} of {stat:?}");
     assert!(
-        ours.1 <= stat.1 + 2 && ours.1 + collisions + 2 >= stat.1,
-        "{ours:?} {stat:?}, {collisions} collisions"
+        ours.1 <= stat.1 + 2 && ours.1 + unknown + 2 >= stat.1,
+        "{ours:?} {stat:?}, {unknown} not known, {collisions} collisions"
     );
     let ratio = ours.0 as f64 / stat.0 as f64;
     assert!((0.97..1.03).contains(&ratio), "{ours:?} {stat:?}");
@@ -259,9 +262,10 @@ fn a_thread_that_is_moved_between_cpus_waits_once() {
     let waits = after.0.runqueue_waits - before.0.runqueue_waits;
     let slices = after.1.1 - before.1.1;
     assert!(slices >= 200, "{slices}");
+    let unknown = world.statistic("runqueue_waits_unknown");
     assert!(
-        waits.abs_diff(slices) <= 2 + slices / 100,
-        "{waits} of {slices}"
+        waits <= slices + 2 && waits + unknown + 2 >= slices && unknown <= slices / 10,
+        "{waits} and {unknown} not known of {slices}"
     );
 }
 

@@ -248,6 +248,9 @@ stats! {
     /// HTTP/2 connections whose first payload reached a listener: the requests in it are counted when a later one tells of
     /// them by its stream's number, but for the first.
     Http2Listener = "http2_listener_payloads",
+    /// Times that a pod's thread ran without its wait for the CPU being known: not in the pod's waits. Mostly threads that
+    /// were moved between CPUs, and the waits lost by `runqueue_collisions`.
+    RunQueueUnknown = "runqueue_waits_unknown",
 }
 
 /// Elements of the map STATISTICS, some of them spare.

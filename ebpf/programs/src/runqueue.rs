@@ -133,8 +133,12 @@ fn switch(ctx: &BtfTracePointContext) {
         if bpf_get_current_pid_tgid() as u32 != 0 {
             who = current(cpu, control);
             let wait = get!(cpu.wait);
-            if wait != 0 && get!(cpu.since) == since {
-                credit(cpu, who, wait);
+            if get!(cpu.since) == since {
+                if wait != 0 {
+                    credit(cpu, who, wait);
+                } else if who != SYSTEM {
+                    count(Stat::RunQueueUnknown);
+                }
             }
             if preempted as u8 != 0 || state as u32 == 0 {
                 let throttled = throttled(ctx);
@@ -184,11 +188,14 @@ unsafe fn throttled(ctx: &BtfTracePointContext) -> u64 {
     }
 }
 
-/// A task's pair of places in the table, and its tag there.
+/// A task's pair of places in the table, and its tag there. Mixed twice (SplitMix64's constants): tasks lie at regular
+/// distances, and after one multiplication some of them would share place and tag, and lose each other's waits unseen.
 #[inline(always)]
 fn place(task: u64) -> (u32, u64) {
-    let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((hash >> 47) as u32, (hash >> 30) & TAG_MASK)
+    let mut hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash ^= hash >> 27;
+    ((hash >> 47) as u32, (hash >> 20) & TAG_MASK)
 }
 
 /// The task begins to wait, or begins anew.
@@ -240,7 +247,11 @@ unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
             }
         }
         core::ptr::write_volatile(place, 0);
-        let wait = now.wrapping_sub(begun >> TAG_BITS) & TIME_MASK;
+        let mut wait = now.wrapping_sub(begun >> TAG_BITS) & TIME_MASK;
+        if wait > TIME_MASK / 2 {
+            // The clock can be a little behind on another CPU: no time has passed.
+            wait = 0;
+        }
         if wait > now.wrapping_sub(since) {
             0
         } else {
