@@ -222,11 +222,21 @@ impl Pod {
             std::net::IpAddr::V6(ip) => SocketAddr::new(ip.into(), port),
         };
         self.inside(move || {
-            let socket: OwnedFd = match kind {
-                libc::SOCK_STREAM => TcpListener::bind(address)?.into(),
-                _ => UdpSocket::bind(address)?.into(),
-            };
-            Ok(socket)
+            // A child that another test is just starting has a copy of a socket closed here, until it runs its program.
+            let mut tries = 5_000;
+            loop {
+                let socket = match kind {
+                    libc::SOCK_STREAM => TcpListener::bind(address).map(OwnedFd::from),
+                    _ => UdpSocket::bind(address).map(OwnedFd::from),
+                };
+                match socket {
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {
+                        tries -= 1;
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    done => return done,
+                }
+            }
         })
     }
 
