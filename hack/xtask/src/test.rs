@@ -73,31 +73,50 @@ enum Tier {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let wanted = |tier| args.tier.is_none_or(|only| only == tier);
+    const TIERS: [Tier; 5] = [
+        Tier::Unit,
+        Tier::Differential,
+        Tier::Fuzz,
+        Tier::Kernel,
+        Tier::E2e,
+    ];
+    // A person wants to know of the first failure at once, a run that nobody watches of all of them.
+    let go_on = std::env::var_os("CI").is_some();
     let mut steps = Steps::new("test");
-    if wanted(Tier::Unit) {
-        unit(&mut steps, args.long)?;
-    }
-    if wanted(Tier::Differential) {
-        differential(&mut steps, args.long)?;
-    }
-    if wanted(Tier::Fuzz) {
-        fuzz::all(&mut steps, &FUZZ)?;
-    }
-    if wanted(Tier::Kernel) {
-        kernel(&mut steps, args.long)?;
-    }
-    if wanted(Tier::E2e) {
-        e2e(&mut steps, &args)?;
+    let mut failures = Vec::new();
+    for tier in TIERS {
+        if args.tier.is_some_and(|only| only != tier) {
+            continue;
+        }
+        if let Err(error) = one(tier, &mut steps, &args) {
+            if !go_on {
+                return Err(error);
+            }
+            eprintln!("\n==> test: FAILED, going on: {error:#}");
+            failures.push(format!("{error:#}"));
+        }
     }
     steps.summary();
-    Ok(())
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", failures.join("; "))
+}
+
+fn one(tier: Tier, steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
+    match tier {
+        Tier::Unit => unit(steps, args.long),
+        Tier::Differential => differential(steps, args.long),
+        Tier::Fuzz => fuzz::all(steps, &FUZZ),
+        Tier::Kernel => kernel(steps, args.long),
+        Tier::E2e => e2e(steps, args),
+    }
 }
 
 /// Every tier selects the whole workspace and then picks test targets, so that dependencies are built with
 /// the same features, once.
 fn cargo_test(targets: &[String]) -> Command {
-    let mut command = cargo(&["test", "--workspace"]);
+    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
     command.args(targets.iter().map(|target| format!("--test={target}")));
     command
 }
