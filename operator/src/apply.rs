@@ -67,6 +67,8 @@ pub struct Target {
     pub selector: String,
     /// Version of the object.
     pub version: String,
+    /// Who wrote the replicas last, if that is known.
+    pub manager: Option<String>,
 }
 
 impl Target {
@@ -79,6 +81,7 @@ impl Target {
             ready: None,
             selector: status.selector.unwrap_or_default(),
             version: scale.metadata.resource_version.clone().unwrap_or_default(),
+            manager: None,
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod poll;
 pub mod replay;
 pub mod scaler;
+pub mod schedule;
 pub mod status;
 pub mod stream;
 pub mod telemetry;

@@ -51,6 +51,8 @@ pub struct Metrics {
     pub scalers: Gauge,
     /// Objects that did not parse.
     pub invalid_objects: Counter,
+    /// Changes of a target's replicas by somebody else.
+    pub foreign_changes: Counter,
     certificate_actions: Family<ActionLabel, Counter>,
     /// Rounds of keeping the certificates that failed.
     pub certificate_errors: Counter,
@@ -94,6 +96,7 @@ impl Metrics {
             poll_errors: Counter::default(),
             scalers: Gauge::default(),
             invalid_objects: Counter::default(),
+            foreign_changes: Counter::default(),
             certificate_actions: Family::default(),
             certificate_errors: Counter::default(),
             certificate_not_after: Gauge::default(),
@@ -152,6 +155,11 @@ impl Metrics {
             "invalid_objects",
             "Objects that did not parse",
             m.invalid_objects.clone(),
+        );
+        r.register(
+            "foreign_changes",
+            "Changes of a target's replicas by somebody else",
+            m.foreign_changes.clone(),
         );
         r.register(
             "certificate_actions",

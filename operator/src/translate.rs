@@ -10,6 +10,8 @@ use ebpf_scaler_crds::v1alpha1::{
 use ebpf_scaler_decide::{self as decide, Limit, Objective, Policy, Rules, Select, Target, Unit};
 use ebpf_scaler_measure::Metric;
 
+use crate::schedule::Schedules;
+
 /// The window of evidence below every burst window; see `decide`.
 const SHORTEST: Duration = Duration::from_secs(1);
 
@@ -65,6 +67,8 @@ pub struct Plan {
     pub queries: Vec<Query>,
     /// For each of the policy's metrics.
     pub shown: Vec<Shown>,
+    /// When the policy has a floor.
+    pub schedules: Schedules,
 }
 
 /// The meaning of `spec` for pods that `pods` selects in `namespace`.
@@ -116,6 +120,7 @@ pub fn plan(spec: &EbpfScalerSpec, namespace: &str, pods: &str) -> Plan {
         },
         queries,
         shown,
+        schedules: Schedules::read(&spec.schedules),
     }
 }
 

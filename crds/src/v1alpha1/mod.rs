@@ -8,6 +8,7 @@
 
 mod behavior;
 mod metric;
+mod schedule;
 mod status;
 
 pub use behavior::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
@@ -16,6 +17,7 @@ pub use metric::{
     MetricSpec, MetricType, NetworkThroughput, Percentile, QuantileMetric, RateMetric,
     RequestMetric, Window, selector_text,
 };
+pub use schedule::{Pause, Schedule};
 pub use status::{EbpfScalerStatus, LastDecision, MetricStatus};
 
 use kube::{CustomResource, KubeSchema};
@@ -78,6 +80,9 @@ use crate::HumanDuration;
     validation = Rule::new("!has(self.fallback) || (self.fallback.replicas >= self.minReplicas && self.fallback.replicas <= self.maxReplicas)")
         .message("spec.fallback.replicas must be from spec.minReplicas to spec.maxReplicas")
         .field_path(".fallback"),
+    validation = Rule::new("!has(self.schedules) || self.schedules.all(s, s.minReplicas <= self.maxReplicas)")
+        .message("spec.schedules[].minReplicas must be at most spec.maxReplicas")
+        .field_path(".schedules"),
     validation = Rule::new("self.metrics.all(m, self.metrics.filter(n, n.type == m.type && (n.type == 'RequestRate' && has(n.requestRate) && has(m.requestRate) ? (has(n.requestRate.port) ? n.requestRate.port : 0) == (has(m.requestRate.port) ? m.requestRate.port : 0) : n.type == 'RequestsInFlight' && has(n.requestsInFlight) && has(m.requestsInFlight) ? (has(n.requestsInFlight.port) ? n.requestsInFlight.port : 0) == (has(m.requestsInFlight.port) ? m.requestsInFlight.port : 0) : n.type == 'RequestLatency' && has(n.requestLatency) && has(m.requestLatency) ? n.requestLatency.percentile == m.requestLatency.percentile : n.type == 'RunQueueLatency' && has(n.runQueueLatency) && has(m.runQueueLatency) ? n.runQueueLatency.percentile == m.runQueueLatency.percentile : n.type == 'NetworkThroughput' && has(n.networkThroughput) && has(m.networkThroughput) ? n.networkThroughput.direction == m.networkThroughput.direction : n.type == 'External' && has(n.external) && has(m.external) ? n.external.metric == m.external.metric : true)).size() == 1)")
         .message("spec.metrics lists the same metric twice: keep one entry per metric (the same type may repeat only with another port, percentile, direction or external metric)")
         .field_path(".metrics")
@@ -108,6 +113,14 @@ pub struct EbpfScalerSpec {
     /// What to ask for when no metric has been available for some time. It never lowers replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
+    /// Times at which `minReplicas` is higher, such as before a known rush. The highest of those that are on counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub schedules: Vec<Schedule>,
+    /// While this is set nothing is scaled, but everything is measured, decided and reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Pause>,
 }
 
 fn one() -> i32 {

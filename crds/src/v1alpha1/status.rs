@@ -30,7 +30,7 @@ pub struct EbpfScalerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub metrics: Vec<MetricStatus>,
-    /// Ready, ScalingActive, AbleToScale, ScalingLimited, MetricsAvailable, Bursting, Conflict.
+    /// Ready, ScalingActive, AbleToScale, ScalingLimited, MetricsAvailable, Bursting, Conflict, ExternallyModified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

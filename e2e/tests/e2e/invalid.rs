@@ -67,6 +67,21 @@ fn wrong() -> Vec<(&'static str, Change)> {
             )],
         ),
         (
+            "schedules",
+            vec![(
+                "/spec/schedules",
+                json!([{"name": "a", "start": "0 8 * * *", "duration": "1h", "minReplicas": 11}]),
+            )],
+        ),
+        (
+            "spec.schedules[].start",
+            vec![(
+                "/spec/schedules",
+                json!([{"name": "a", "start": "8 o'clock", "duration": "1h", "minReplicas": 3}]),
+            )],
+        ),
+        ("replicas", vec![("/spec/pause", json!({"replicas": 0}))]),
+        (
             "metrics",
             vec![(
                 "/spec/metrics",

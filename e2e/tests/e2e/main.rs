@@ -4,6 +4,7 @@
 mod agent_restart;
 mod apiserver_killed;
 mod external_api;
+mod foreign;
 mod hpa;
 mod install;
 mod invalid;

@@ -51,6 +51,8 @@ pub enum Reason {
     Fallback,
     /// The target is scaled to zero by somebody else.
     ScalingDisabled,
+    /// The user has paused scaling.
+    Paused,
 }
 
 impl Reason {
@@ -79,6 +81,7 @@ impl Reason {
             Self::SomeMetricsMissing => "SomeMetricsMissing",
             Self::Fallback => "Fallback",
             Self::ScalingDisabled => "ScalingDisabled",
+            Self::Paused => "Paused",
         }
     }
 }

@@ -22,6 +22,10 @@ impl Decision {
     #[must_use]
     pub fn message(&self, policy: &Policy) -> String {
         let (min, max) = policy.bounds();
+        let least = match policy.raised() {
+            Some(floor) => format!("schedule {} asks for at least {min}", floor.name),
+            None => format!("minReplicas is {min}"),
+        };
         let change = match self.replicas.cmp(&self.current) {
             std::cmp::Ordering::Equal => format!("stays at {}", self.current),
             _ => format!("{} to {}", self.current, self.replicas),
@@ -72,9 +76,9 @@ impl Decision {
                 format!("{asked} would do, but behavior.scaleDown allows no fewer now")
             }
             Reason::TooManyReplicas => format!("{asked} are asked for, but maxReplicas is {max}"),
-            Reason::TooFewReplicas => format!("{asked} would do, but minReplicas is {min}"),
+            Reason::TooFewReplicas => format!("{asked} would do, but {least}"),
             Reason::AboveMaximum => format!("maxReplicas is {max}"),
-            Reason::BelowMinimum => format!("minReplicas is {min}"),
+            Reason::BelowMinimum => least,
             Reason::NoMetrics => format!("no metric can be seen: {}", self.missing_text(policy)),
             Reason::SomeMetricsMissing => {
                 format!(
@@ -89,12 +93,18 @@ impl Decision {
             Reason::ScalingDisabled => {
                 "the target is scaled to 0; set its replicas to resume".into()
             }
+            // Without any metric the recommendation is to stay.
+            Reason::Paused if self.top.is_some() => format!("paused; the metrics ask for {asked}"),
+            Reason::Paused => "paused".into(),
         };
         let limit = match self.limited {
             Some(limited) if self.replicas != self.current && self.replicas != asked => {
                 match limited {
                     Limited::TooManyReplicas => format!("; limited by maxReplicas {max}"),
-                    Limited::TooFewReplicas => format!("; limited by minReplicas {min}"),
+                    Limited::TooFewReplicas => match policy.raised() {
+                        Some(floor) => format!("; limited by schedule {} to {min}", floor.name),
+                        None => format!("; limited by minReplicas {min}"),
+                    },
                     Limited::ScaleUpLimit => "; limited by behavior.scaleUp".into(),
                     Limited::ScaleDownLimit => "; limited by behavior.scaleDown".into(),
                     Limited::ScaleDownStabilized => format!(

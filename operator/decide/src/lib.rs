@@ -16,7 +16,8 @@ pub use decision::{Basis, Decision, Limited, Outcome, Proposal, Reason};
 pub use history::History;
 pub use observation::{Observation, Reading, Sample, WindowSample};
 pub use policy::{
-    Fallback, Limit, Metric, Mode, Objective, Policy, Profile, Rules, Select, Target, Unit,
+    Fallback, Floor, Limit, Metric, Mode, Objective, Pause, Policy, Profile, Rules, Select, Target,
+    Unit,
 };
 pub use time::Time;
 
@@ -31,6 +32,19 @@ pub fn decide(
     history: &History,
     now: Time,
 ) -> Decision {
+    let mut decision = unpaused(observation, policy, history, now);
+    // What the metrics ask for is told all the same. A target that somebody scaled to zero stays there.
+    if let Some(pause) = policy.pause
+        && decision.current > 0
+    {
+        decision.replicas = pause.replicas.unwrap_or(decision.current).max(0);
+        decision.reason = Reason::Paused;
+        decision.limited = None;
+    }
+    decision
+}
+
+fn unpaused(observation: &Observation, policy: &Policy, history: &History, now: Time) -> Decision {
     let current = observation.spec_replicas.max(0);
     let mut decision = Decision::hold(current, Reason::WithinTolerance);
     let (min, max) = policy.bounds();

@@ -52,6 +52,10 @@ pub struct Policy {
     pub behavior_given: bool,
     /// What to do when nothing can be seen.
     pub fallback: Option<Fallback>,
+    /// A higher minimum that counts just now.
+    pub floor: Option<Floor>,
+    /// Set while nothing may be scaled.
+    pub pause: Option<Pause>,
 }
 
 impl Policy {
@@ -71,6 +75,8 @@ impl Policy {
             down: Rules::scale_down(),
             behavior_given: false,
             fallback: None,
+            floor: None,
+            pause: None,
         }
     }
 
@@ -88,7 +94,14 @@ impl Policy {
     #[must_use]
     pub fn bounds(&self) -> (i32, i32) {
         let min = self.min.max(0);
-        (min, self.max.max(min))
+        let max = self.max.max(min);
+        let floor = self.floor.as_ref().map_or(min, |f| f.replicas);
+        (floor.clamp(min, max), max)
+    }
+
+    /// The floor, if it is what makes the lower bound.
+    pub(crate) fn raised(&self) -> Option<&Floor> {
+        self.floor.as_ref().filter(|f| f.replicas > self.min.max(0))
     }
 
     /// The longest stable window of all metrics.
@@ -246,4 +259,20 @@ pub struct Fallback {
     pub after: Duration,
     /// At least so many replicas; it never lowers.
     pub replicas: i32,
+}
+
+/// A minimum that counts for some time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    /// At least so many replicas, as far as the maximum allows.
+    pub replicas: i32,
+    /// Who asks for them, for the message.
+    pub name: String,
+}
+
+/// Nothing is scaled meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// What to hold, whatever the bounds; without it, what there is.
+    pub replicas: Option<i32>,
 }

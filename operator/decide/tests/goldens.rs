@@ -7,8 +7,8 @@ mod support;
 use std::{fmt::Write, time::Duration};
 
 use ebpf_scaler_decide::{
-    Fallback, History, Limit, Metric, Objective, Observation, Policy, Reading, Rules, Sample,
-    Select, Target, Time, Unit, WindowSample, decide,
+    Fallback, Floor, History, Limit, Metric, Objective, Observation, Pause, Policy, Reading, Rules,
+    Sample, Select, Target, Time, Unit, WindowSample, decide,
 };
 
 /// A workload whose readings are given exactly, a second apart.
@@ -230,6 +230,45 @@ fn bounds_and_foreign_changes() {
     s.pass(2, &[exact(3000.0, 1.0)]);
     s.spec = 0;
     s.pass(2, &[exact(3000.0, 1.0)]);
+    insta::assert_snapshot!(s.text);
+}
+
+#[test]
+fn a_floor_by_schedule_and_a_pause() {
+    let mut s = Story::new(Policy::new(2, 10, vec![rate()]), 2);
+    s.policy.down.stabilization = Duration::ZERO;
+    s.pass(40, &[exact(150.0, 1.0)]);
+    s.note("a schedule raises the minimum, as far as the maximum allows");
+    s.policy.floor = Some(Floor {
+        replicas: 6,
+        name: "rush".into(),
+    });
+    s.pass(3, &[exact(150.0, 1.0)]);
+    s.policy.floor = Some(Floor {
+        replicas: 50,
+        name: "sale".into(),
+    });
+    s.pass(3, &[exact(150.0, 1.0)]);
+    s.note("one below the minimum changes nothing");
+    s.policy.floor = Some(Floor {
+        replicas: 1,
+        name: "night".into(),
+    });
+    s.pass(40, &[exact(150.0, 1.0)]);
+    s.note("paused: what the metrics ask for is told, and nothing done");
+    s.policy.floor = None;
+    s.policy.pause = Some(Pause { replicas: None });
+    s.pass(10, &[exact(900.0, 1.0)]);
+    s.note("paused at 12, which is above the maximum");
+    s.policy.pause = Some(Pause { replicas: Some(12) });
+    s.pass(3, &[missing("no agent")]);
+    s.note("scaled to zero by hand: it stays there, paused or not");
+    s.spec = 0;
+    s.pass(3, &[exact(900.0, 1.0)]);
+    s.note("resumed");
+    s.spec = 12;
+    s.policy.pause = None;
+    s.pass(3, &[exact(900.0, 1.0)]);
     insta::assert_snapshot!(s.text);
 }
 

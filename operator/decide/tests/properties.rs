@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use ebpf_scaler_decide::{
-    Decision, Fallback, History, Limit, Metric, Objective, Observation, Policy, Profile, Reading,
-    Rules, Sample, Select, Target, Time, Unit, WindowSample, decide,
+    Decision, Fallback, Floor, History, Limit, Metric, Objective, Observation, Policy, Profile,
+    Reading, Rules, Sample, Select, Target, Time, Unit, WindowSample, decide,
 };
 use proptest::prelude::*;
 
@@ -67,10 +67,11 @@ fn policy() -> impl Strategy<Value = Policy> {
         (rules(), rules()),
         (metric(0), metric(1), 1usize..3),
         prop::option::of((0u64..100, -1i32..300)),
+        prop::option::weighted(0.2, -1i32..300),
         (0.0f64..0.5, 0.0f64..0.5),
     )
         .prop_map(
-            |((hpa, behavior, min, max), (up, down), (a, b, n), fallback, (tu, td))| {
+            |((hpa, behavior, min, max), (up, down), (a, b, n), fallback, floor, (tu, td))| {
                 let metrics = [a, b].into_iter().take(n).collect();
                 Policy {
                     profile: if hpa { Profile::Hpa } else { Profile::Default },
@@ -82,6 +83,10 @@ fn policy() -> impl Strategy<Value = Policy> {
                     fallback: fallback.map(|(after, replicas)| Fallback {
                         after: Duration::from_secs(after),
                         replicas,
+                    }),
+                    floor: floor.map(|replicas| Floor {
+                        replicas,
+                        name: "rush".into(),
                     }),
                     ..Policy::new(min, max, metrics)
                 }

@@ -174,6 +174,11 @@ impl Engine {
         if let Some(known) = self.targets.get_mut(&key) {
             known.reading = false;
             known.read = Some(Instant::now());
+            let version = target.as_ref().ok().and_then(|t| t.version.parse().ok());
+            // A read that began before our own write ended is an echo of what was.
+            if version.is_some_and(|version: u64| version < known.floor) {
+                return;
+            }
             if known.target != target {
                 known.target = target;
                 self.touch(&key);

@@ -5,7 +5,7 @@ use k8s_openapi::{
         apps::v1::{Deployment, StatefulSet},
         autoscaling::v2::HorizontalPodAutoscaler,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
 };
 use kube::Resource;
 
@@ -61,9 +61,20 @@ fn target_object<K: Resource<DynamicType = ()>>(
         status,
         ready: Some(ready),
         selector: format!("ebpfscaler.io/{}={}", key.kind.to_lowercase(), key.name),
+        manager: manager(metadata.managed_fields.as_deref().unwrap_or_default()),
         version: metadata.resource_version.unwrap_or_default(),
     };
     TargetObject { key, target }
+}
+
+/// Who wrote `spec.replicas` last, by the managed fields.
+fn manager(fields: &[ManagedFieldsEntry]) -> Option<String> {
+    let owners = fields.iter().filter(|entry| {
+        let owned = entry.fields_v1.as_ref();
+        owned.is_some_and(|f| f.0.pointer("/f:spec/f:replicas").is_some())
+    });
+    let last = owners.max_by_key(|entry| entry.time.as_ref().map(|t| t.0))?;
+    last.manager.clone()
 }
 
 pub(super) fn hpa(object: HorizontalPodAutoscaler) -> HpaObject {
@@ -77,5 +88,27 @@ pub(super) fn hpa(object: HorizontalPodAutoscaler) -> HpaObject {
             name: r.name,
         },
         key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_last_writer_of_replicas_is_named() {
+        let fields: Vec<ManagedFieldsEntry> = serde_json::from_value(json!([
+            {"manager": "kubectl-client-side-apply", "operation": "Update", "time": "2026-03-01T12:00:00Z",
+                "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:replicas": {}, "f:template": {}}}},
+            {"manager": "kubectl", "operation": "Update", "subresource": "scale", "time": "2026-03-01T12:05:00Z",
+                "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": {"f:replicas": {}}}},
+            {"manager": "kube-controller-manager", "operation": "Update", "subresource": "status", "time": "2026-03-01T12:06:00Z",
+                "fieldsType": "FieldsV1", "fieldsV1": {"f:status": {"f:replicas": {}}}},
+        ]))
+        .unwrap();
+        assert_eq!(manager(&fields).as_deref(), Some("kubectl"));
+        assert_eq!(manager(&fields[2..]), None);
     }
 }

@@ -1,6 +1,7 @@
 //! One EbpfScaler: what is known of it, one decision at a time, and what is to be done about it.
 //! Never talks to anything: it is fed, and returns effects.
 
+mod foreign;
 mod model;
 
 pub use model::{Effect, Event, Object};
@@ -11,10 +12,13 @@ use ebpf_scaler_crds::v1alpha1::{Mode, Profile};
 use ebpf_scaler_decide::{Decision, History, Observation, Reading, Reason, Time, decide};
 use k8s_openapi::jiff::Timestamp;
 
+use foreign::Foreign;
+
 use crate::{
     answers::Answers,
     apply::{Target, TargetKey, Written},
     metrics::Metrics,
+    schedule,
     status::{Keeper, View},
     translate::{self, Plan},
 };
@@ -53,6 +57,7 @@ pub struct Scaler {
     last: Option<(Decision, Observation)>,
     keeper: Keeper,
     conflict: Option<(&'static str, String)>,
+    foreign: Foreign,
     trouble: Option<(&'static str, String)>,
     /// When it was last decided.
     pub decided: Option<Instant>,
@@ -79,6 +84,7 @@ impl Scaler {
             history: History::default(),
             last: None,
             conflict: None,
+            foreign: Foreign::default(),
             trouble: None,
             decided: None,
             last_scale: object.status.last_scale_time.as_ref().map(|t| t.0),
@@ -183,7 +189,18 @@ impl Scaler {
         metrics: &Metrics,
         effects: &mut Vec<Effect>,
     ) {
-        let Some((_, plan)) = &self.plan else { return };
+        if let Some((reason, note)) = self
+            .foreign
+            .see(target.spec, target.manager.as_deref(), now)
+        {
+            metrics.foreign_changes.inc();
+            self.say(effects, true, reason, &note, now.instant);
+        }
+        let Some((_, plan)) = &mut self.plan else {
+            return;
+        };
+        plan.policy.floor = plan.schedules.floor(now.wall);
+        plan.policy.pause = schedule::pause(self.object.spec.pause.as_ref(), now.wall);
         let mut samples = Vec::with_capacity(plan.queries.len());
         let readings: Vec<Reading> = plan
             .queries
@@ -236,6 +253,7 @@ impl Scaler {
             self.say(effects, true, "FailedGetMetrics", &why, now.instant);
         }
         let may_write = self.conflict.is_none()
+            && !self.foreign.holds(now.instant)
             && self.object.spec.mode == Mode::Enforce
             && self.retry.is_none_or(|(at, _)| at <= now.instant);
         if decision.changes() && may_write {
@@ -266,8 +284,9 @@ impl Scaler {
         let mut effects = Vec::new();
         self.writing = false;
         match written {
-            Written::Accepted(_) => {
+            Written::Accepted(after) => {
                 self.history.scaled(from, to, now.time);
+                self.foreign.wrote(from, after.spec);
                 self.last_scale = Some(now.wall);
                 self.trouble = None;
                 self.retry = None;
@@ -320,6 +339,8 @@ impl Scaler {
             decision: self.last.as_ref().map(|(d, o)| (d, o)),
             trouble: self.trouble.clone(),
             conflict: self.conflict.clone(),
+            held: self.foreign.held(now.instant),
+            foreign: self.foreign.fact(now.instant),
             observing: self.object.spec.mode == Mode::Observe,
             last_scale: self.last_scale,
         };

@@ -56,6 +56,10 @@ pub struct View<'a> {
     pub trouble: Option<(&'static str, String)>,
     /// Who else scales the target.
     pub conflict: Option<(&'static str, String)>,
+    /// Why we had better not write for now.
+    pub held: Option<(&'static str, String)>,
+    /// Who else changed the replicas.
+    pub foreign: Fact,
     /// Whether decisions are only reported.
     pub observing: bool,
     /// When replicas were last written.
@@ -66,17 +70,25 @@ impl View<'_> {
     /// The conditions that hold now.
     #[must_use]
     pub fn facts(&self) -> Vec<Fact> {
-        let mut facts = Vec::with_capacity(7);
+        let mut facts = Vec::with_capacity(8);
+        let paused = self
+            .decision
+            .is_some_and(|(d, _)| d.reason == Reason::Paused);
         let active = self.active();
         let able = self.able();
         let conflict = match &self.conflict {
             Some((reason, message)) => Fact::new("Conflict", true, *reason, message),
             None => Fact::new("Conflict", false, "None", "nothing else scales the target"),
         };
+        let mistakes = &self.plan.schedules.mistakes;
         let not_ready = [&active, &able]
             .into_iter()
-            .find(|f| !f.holds)
-            .map(|f| (f.reason.clone(), f.message.clone()));
+            // A pause is what was asked for.
+            .find(|f| !f.holds && f.reason != Reason::Paused.as_str())
+            .map(|f| (f.reason.clone(), f.message.clone()))
+            .or_else(|| {
+                (!mistakes.is_empty()).then(|| ("InvalidSchedule".into(), mistakes.join("; ")))
+            });
         facts.push(match not_ready {
             Some((reason, message)) => Fact::new("Ready", false, reason, message),
             None if self.observing => Fact::new(
@@ -84,6 +96,12 @@ impl View<'_> {
                 true,
                 "Observing",
                 "decides and reports, but writes nothing, as mode is Observe",
+            ),
+            None if paused => Fact::new(
+                "Ready",
+                true,
+                "Paused",
+                "nothing is scaled while spec.pause is on",
             ),
             None => Fact::new("Ready", true, "Scaling", "the target follows its metrics"),
         });
@@ -93,6 +111,7 @@ impl View<'_> {
         facts.push(self.available());
         facts.push(self.bursting());
         facts.push(conflict);
+        facts.push(self.foreign.clone());
         facts
     }
 
@@ -110,6 +129,7 @@ impl View<'_> {
             Reason::NoMetrics => no("NoMetrics", message),
             Reason::Fallback => no("Fallback", message),
             Reason::ScalingDisabled => no("ScalingDisabled", message),
+            Reason::Paused => no("Paused", message),
             _ => Fact::new(
                 "ScalingActive",
                 true,
@@ -124,6 +144,9 @@ impl View<'_> {
             return Fact::new("AbleToScale", false, *reason, message);
         }
         if let Some((reason, message)) = &self.trouble {
+            return Fact::new("AbleToScale", false, *reason, message);
+        }
+        if let Some((reason, message)) = &self.held {
             return Fact::new("AbleToScale", false, *reason, message);
         }
         if self.observing {
