@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::telemetry;
+use crate::{simulate, telemetry};
 
 /// Reconciles EbpfScaler resources and adjusts replicas.
 #[derive(Parser, Debug)]
@@ -20,10 +20,12 @@ pub struct Cli {
 }
 
 /// What needs no cluster.
-#[derive(Subcommand, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Subcommand, Debug, Clone, PartialEq)]
 pub enum Command {
     /// Answer scenarios on standard input, one JSON object a line, with what the HPA profile decides
     Replay,
+    /// Run a load through a model of the workload, and show what a scaler makes of it beside HPA and KPA
+    Simulate(Box<simulate::Args>),
 }
 
 /// The flags of running the operator.

@@ -15,6 +15,7 @@ pub mod poll;
 pub mod replay;
 pub mod scaler;
 pub mod schedule;
+pub mod simulate;
 pub mod status;
 pub mod stream;
 pub mod telemetry;

@@ -5,7 +5,7 @@ use std::io;
 use clap::Parser;
 use ebpf_scaler_operator::{
     args::{Cli, Command},
-    replay,
+    replay, simulate,
 };
 
 #[tokio::main]
@@ -17,6 +17,7 @@ async fn main() -> anyhow::Result<()> {
             io::BufWriter::new(io::stdout().lock()),
             io::stderr(),
         ),
+        Some(Command::Simulate(args)) => simulate::run(&args, io::stdout().lock()),
         None => {
             cli.args.telemetry.init()?;
             ebpf_scaler_operator::run(cli.args).await

@@ -1,0 +1,117 @@
+//! The comparison of docs/decisions.md: the product's defaults and nothing else, on every family and every
+//! trace that is kept here. Only what a pod should have differs between cases, as it would between services.
+
+use std::{io::Write, time::Duration};
+
+use anyhow::Context;
+use ebpf_scaler_crds::EbpfScalerSpec;
+use ebpf_scaler_simulate::{
+    Kind, Trace,
+    compare::{Case, Row, markdown},
+    family::{FAMILIES, Family, Synthetic},
+};
+
+use super::{Args, kinds, read, scenario, write};
+
+/// The scaler: every field that has a default has it.
+const SCALER: &str = "
+apiVersion: ebpfscaler.io/v1alpha1
+kind: EbpfScaler
+metadata: {name: compared}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: compared}
+  minReplicas: 2
+  maxReplicas: 60
+  metrics:
+  - type: RequestRate
+    requestRate:
+      target: {averageValue: TARGET}
+";
+/// Nothing was ever tuned on these seeds.
+const SEEDS: std::ops::Range<u64> = 1001..1006;
+/// Requests per second that a pod should have, and by how much smaller a family's load is then.
+const SIZES: [(&str, &str, f64); 2] = [("", "\"100\"", 1.0), (", a tenth", "\"10\"", 0.1)];
+const DAY: u64 = 86_400;
+
+/// Prints the table.
+pub fn run(args: &Args, mut output: impl Write) -> anyhow::Result<()> {
+    let kinds: Vec<Kind> = kinds(&args.against).collect();
+    let mut rows = Vec::new();
+    for case in cases(args)? {
+        rows.push(Row::run(&case, &kinds));
+    }
+    output
+        .write_all(markdown(&rows).as_bytes())
+        .and_then(|()| output.flush())
+        .context("cannot write the table")?;
+    match &args.json {
+        Some(path) => write(path, &serde_json::to_string_pretty(&rows)?),
+        None => Ok(()),
+    }
+}
+
+fn cases(args: &Args) -> anyhow::Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for (suffix, target, factor) in SIZES {
+        let spec = spec(target)?;
+        for family in FAMILIES {
+            let traces = SEEDS.map(|seed| {
+                let mut synthetic = Synthetic::new(family, seed);
+                synthetic.base *= factor;
+                synthetic.peak *= factor;
+                if family == Family::Diurnal {
+                    synthetic.duration = 7200;
+                }
+                (synthetic.trace(), seed)
+            });
+            let name = format!("{}{suffix}", family.as_str());
+            cases.push(case(args, name, &spec, traces)?);
+        }
+    }
+    let kept = |name: &str| read(&args.traces.join(name));
+    let (twitter, nasa) = (
+        kept("twitter-day-3.csv.gz")?,
+        kept("nasa-july-1995-day-12.csv.gz")?,
+    );
+    cases.push(case(
+        args,
+        "Twitter, a day".into(),
+        &spec("\"10\"")?,
+        [(twitter, 1)],
+    )?);
+    cases.push(case(
+        args,
+        "NASA, a day".into(),
+        &spec("\"1\"")?,
+        [(nasa, 1)],
+    )?);
+    // A tenth of the load on pods that are as many: the same picture in less time.
+    let worldcup = kept("worldcup98-june-08-to-14.csv.gz")?.scaled(0.1);
+    for day in 0..7 {
+        let at = |day: u64| Duration::from_secs(day * DAY);
+        let trace = worldcup.part(at(day), at(day + 1));
+        let name = format!("World Cup, {} June", 8 + day);
+        cases.push(case(args, name, &spec("\"10\"")?, [(trace, 1)])?);
+    }
+    Ok(cases)
+}
+
+fn spec(target: &str) -> anyhow::Result<EbpfScalerSpec> {
+    scenario::scaler(&SCALER.replace("TARGET", target))
+}
+
+fn case(
+    args: &Args,
+    name: String,
+    spec: &EbpfScalerSpec,
+    traces: impl IntoIterator<Item = (Trace, u64)>,
+) -> anyhow::Result<Case> {
+    let runs = traces.into_iter().map(|(trace, seed)| {
+        let scenario = scenario::scenario(spec, &args.pods, &trace)?;
+        Ok((scenario, trace, seed))
+    });
+    Ok(Case {
+        name,
+        runs: runs.collect::<anyhow::Result<_>>()?,
+    })
+}
