@@ -22,6 +22,10 @@ const FOLLOW_SHORT: f64 = 2.0;
 /// While a burst is this young, its first step was taken on part of a window, and shorter windows
 /// than the burst window are as good as it: they are looked at only a few times.
 const YOUNG: Duration = Duration::from_secs(2);
+/// For so many burst windows a burst is followed on that little: by then a whole one holds the new load and
+/// has been acted on. A load that goes on rising after that has to be seen as any other change: by the
+/// burst window as by a stable one, and by a part of it as a burst of its own.
+const FOLLOWED: u32 = 2;
 /// Replicas are for what the load is at least, with this many deviations of doubt.
 const DOUBT: f64 = 0.7;
 /// The same for a part of the shortest window, of which there are several to choose from.
@@ -90,10 +94,8 @@ pub(crate) fn propose(
         (_, Target::Value(t)) => view.whole(t),
         (_, Target::Average(t)) => view.shared(t),
     };
-    let unseen = sample.estimated
-        || sample.coverage.is_nan()
-        || sample.coverage < FULL
-        || stable.covered < stable.window.mul_f64(0.9);
+    let unseen =
+        sample.estimated || sample.coverage.is_nan() || sample.coverage < FULL || !view.is_full();
     if unseen && matches!(proposal.outcome, Outcome::Replicas(n) if n < view.current) {
         proposal.outcome = Outcome::Replicas(view.current);
         proposal.basis = Basis::PartialCoverage;
@@ -133,6 +135,11 @@ impl View<'_> {
         self.proposal(self.current, basis, self.stable.value, self.stable.window)
     }
 
+    /// Whether the stable window reaches back as far as it should.
+    fn is_full(&self) -> bool {
+        self.stable.covered >= self.stable.window.mul_f64(0.9)
+    }
+
     fn counts(&self) -> bool {
         self.metric.objective == Objective::Count
     }
@@ -161,7 +168,9 @@ impl View<'_> {
             capacity * (1.0 - self.policy.tolerance_down),
         );
         if value > upper {
-            if measured.distance(upper) < STABLE {
+            // Until it is full it is a shorter window, and looked at as often.
+            let sure = if self.is_full() { STABLE } else { BURST };
+            if measured.distance(upper) < sure {
                 return self.stay(Basis::NotSignificant);
             }
             let n = replicas(measured.bound(DOUBT), each).max(self.current);
@@ -189,8 +198,13 @@ impl View<'_> {
         let on = self.history.burst_until(self.now).is_some();
         let young = self.history.burst_is_young(YOUNG, self.now);
         let tolerated = capacity * (1.0 + self.policy.tolerance_up);
-        let (threshold, deviations, short_deviations) = if on {
+        let followed = self
+            .history
+            .burst_is_young(burst_window * FOLLOWED, self.now);
+        let (threshold, deviations, short_deviations) = if followed {
             (tolerated, FOLLOW, FOLLOW_SHORT)
+        } else if on {
+            (tolerated, STABLE, BURST)
         } else {
             let threshold = capacity * self.policy.burst_threshold;
             (threshold.max(tolerated), BURST, BURST)
