@@ -131,6 +131,7 @@ pub fn picture(trace: &Trace, outcomes: &[Outcome], target: Option<f64>) -> Stri
     };
     let at = |i: usize| (i * bin) as f64;
 
+    axis(&mut svg, seconds as f64);
     let first = panel(0.0, &mut load.iter().copied());
     first.frame(&mut svg, "load, requests per second");
     let path = first.stairs(load.iter().enumerate().map(|(i, v)| (at(i), *v)));
@@ -171,7 +172,6 @@ pub fn picture(trace: &Trace, outcomes: &[Outcome], target: Option<f64>) -> Stri
         let points = values.iter().enumerate().map(|(i, v)| (at(i), *v));
         line(&mut svg, &third.stairs(points), o.decider);
     }
-    axis(&mut svg, &third);
     legend(&mut svg, outcomes, target.is_some());
     svg.push_str("</svg>\n");
     svg
@@ -196,7 +196,13 @@ fn binned(outcome: Option<&Outcome>, bin: usize, value: impl Fn(u32, u32, f64) -
     bins.collect()
 }
 
-fn axis(svg: &mut String, panel: &Panel) {
+/// The time axis, under everything else.
+fn axis(svg: &mut String, seconds: f64) {
+    let panel = Panel {
+        top: HEAD + 2.0 * (PANEL + GAP),
+        highest: 1.0,
+        seconds,
+    };
     let (unit, name) = match panel.seconds {
         s if s <= 300.0 => (1.0, "seconds"),
         s if s <= 3.0 * 3600.0 => (60.0, "minutes"),
