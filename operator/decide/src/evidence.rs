@@ -11,11 +11,11 @@ use crate::{Sample, Time, WindowSample};
 const KEPT: usize = 12;
 /// Nodes report once in this time, each at a phase of its own: only between readings that are whole
 /// periods apart has every node's window moved by as much as the time that passed.
-const PERIOD: u128 = 250;
+const PERIOD: u64 = 250;
 /// Of what a part of the window gained, at least this share must be gained over the load before.
 const CAUGHT_UP: f64 = 0.5;
 /// How exactly nodes keep that time, in milliseconds.
-const JITTER: u128 = 40;
+const JITTER: u64 = 40;
 /// A reading says something about clumping only if so many events are behind two of them.
 const FEW: f64 = 10.0;
 /// How many pairs of readings the clumping is averaged over.
@@ -120,9 +120,17 @@ impl Recent {
         self.shorts.iter().rev().filter_map(move |s| {
             let before = before?;
             let d = now.sampled.since(s.sampled);
-            let off = (d.as_millis() + JITTER) % PERIOD;
+            let (periods, off) = apart(now, *s);
+            // Two nodes may report within the jitter of each other: a reading between them has the one's
+            // new load and not the other's. Of several, the one that is nearest to whole periods counts.
+            let nearest = self.shorts.iter().all(|other| {
+                let (p, o) = apart(now, *other);
+                p != periods || o >= off
+            });
             if s.window != now.window
-                || off > 2 * JITTER
+                || periods == 0
+                || off > JITTER
+                || !nearest
                 || d < Duration::from_millis(200)
                 || d >= now.window.mul_f64(0.85)
             {
@@ -141,6 +149,16 @@ impl Recent {
             (events > 0.0).then_some((d, events, events + lost))
         })
     }
+}
+
+/// How many periods lie between two readings, and by how many milliseconds they are not whole.
+fn apart(now: Short, then: Short) -> (u64, u64) {
+    let d = now
+        .sampled
+        .as_millis()
+        .saturating_sub(then.sampled.as_millis());
+    let periods = (d + PERIOD / 2) / PERIOD;
+    (periods, d.abs_diff(periods * PERIOD))
 }
 
 /// A value and the events behind it.

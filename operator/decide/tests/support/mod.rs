@@ -120,6 +120,13 @@ impl World {
         }
     }
 
+    /// Lets nodes report at these milliseconds of each 250.
+    pub fn report_at(&mut self, phases: &[u64]) {
+        for (node, phase) in self.nodes.iter_mut().zip(phases) {
+            node.phase = *phase;
+        }
+    }
+
     /// Lets `millis` pass at `rate` requests a second, deciding at every answer.
     pub fn run(&mut self, millis: u64, rate: f64) {
         let share = rate / 1000.0 / self.nodes.len() as f64;
