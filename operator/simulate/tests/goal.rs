@@ -15,7 +15,7 @@ use support::by_rate;
 #[test]
 fn a_load_that_moves_quickly_is_followed_better_than_the_peers_follow_it() {
     for (family, share, pods) in [
-        (Family::Step, 0.5, 1.05),
+        (Family::Step, 0.5, 1.1),
         (Family::Flash, 0.3, 1.1),
         (Family::Spikes, 0.5, 1.25),
     ] {
