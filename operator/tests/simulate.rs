@@ -74,6 +74,10 @@ fn every_sample_is_simulated_or_says_what_is_missing() {
         ("request-rate", Ok("kpa ")),
         ("requests-in-flight", Ok("kpa ")),
         ("observe", Ok("kpa ")),
+        (
+            "schedules-and-pause",
+            Ok("spec.schedules and spec.pause are left out"),
+        ),
         ("request-latency", Ok("kpa: left out, it takes one metric")),
         (
             "run-queue-latency",

@@ -63,6 +63,12 @@ pub fn run(args: &Args, mut output: impl Write) -> anyhow::Result<()> {
     );
     let trace = trace.part(args.from, to).scaled(args.scale);
     let scenario = scenario::scenario(&spec, &args.pods, &trace)?;
+    if !spec.schedules.is_empty() || spec.pause.is_some() {
+        writeln!(
+            output,
+            "spec.schedules and spec.pause are left out: a trace has no date"
+        )?;
+    }
     let mut outcomes = Vec::new();
     for kind in kinds(&args.against) {
         match simulate(&scenario, &trace, kind, args.seed) {
