@@ -31,6 +31,10 @@ pub struct PodValue {
     pub pod: String,
     /// Its node
     pub node: String,
+    /// When the report behind it came
+    pub sampled: Time,
+    /// Whether it is a silent node's last known value
+    pub estimated: bool,
     /// One value a window
     pub windows: Vec<WindowValue>,
 }
@@ -143,6 +147,40 @@ impl State {
         windows: &[Window],
         now: Time,
     ) -> Result<Answer, AnswerError> {
+        let tally = self.tally(namespace, (metric, windows), query, query.by_pod, now)?;
+        tally.close(now)
+    }
+
+    /// Answers for each pod on its own at `now`: for those who judge themselves what it means that some are
+    /// missing, as HPAs of type Pods do.
+    ///
+    /// - A pod without a value is left out; it is in `expected`, but not in `pods`.
+    /// - So are pods that are starting or ending: they are not expected.
+    /// - Without a value of any pod there is no answer.
+    pub fn answer_each(
+        &self,
+        namespace: &str,
+        metric: Metric,
+        query: &Query,
+        windows: &[Window],
+        now: Time,
+    ) -> Result<Answer, AnswerError> {
+        let tally = self.tally(namespace, (metric, windows), query, true, now)?;
+        if tally.pods.is_empty() {
+            return Err(tally.missing());
+        }
+        Ok(tally.answer(now))
+    }
+
+    /// Adds up the pods that a query means; an error if none has to be measured.
+    fn tally<'a>(
+        &self,
+        namespace: &str,
+        (metric, windows): (Metric, &'a [Window]),
+        query: &Query,
+        by_pod: bool,
+        now: Time,
+    ) -> Result<Tally<'a>, AnswerError> {
         let mut tally = Tally {
             metric,
             windows,
@@ -159,7 +197,7 @@ impl State {
         let mut others = Others::default();
         for pod in self.index.matching(namespace, &query.selector) {
             match pod.expected_since(now) {
-                Some(since) => self.add_expected(pod, since, query.by_pod, &mut tally, now),
+                Some(since) => self.add_expected(pod, since, by_pod, &mut tally, now),
                 None => {
                     others.count(pod);
                     self.add_other(pod, &mut tally, now);
@@ -174,7 +212,7 @@ impl State {
                 why: others.to_string(),
             });
         }
-        tally.close(now)
+        Ok(tally)
     }
 
     fn add_expected(&self, pod: &Pod, since: Time, by_pod: bool, tally: &mut Tally<'_>, now: Time) {
@@ -231,6 +269,8 @@ impl State {
             tally.pods.push(PodValue {
                 pod: pod.facts.name.clone(),
                 node: name.to_owned(),
+                sampled: log.arrived().unwrap_or(now),
+                estimated: !live,
                 windows: tally.own(tracked, (log.last(), not_before)),
             });
         }
@@ -295,21 +335,30 @@ impl Tally<'_> {
         values.collect()
     }
 
+    /// By the rules for one value over all pods.
     fn close(self, now: Time) -> Result<Answer, AnswerError> {
         let missing = self.expected - self.covered - self.estimated;
         let too_few = self.covered * 2 < self.expected;
         if too_few || (missing > 0 && self.overdue) {
-            let why: Vec<_> = self.why.into_iter().take(10).collect();
-            return Err(AnswerError::Missing {
-                metric: self.metric,
-                covered: self.covered,
-                expected: self.expected,
-                silent_nodes: self.silent.into_iter().collect(),
-                why: why.join("; "),
-            });
+            return Err(self.missing());
         }
+        Ok(self.answer(now))
+    }
+
+    fn missing(self) -> AnswerError {
+        let why: Vec<_> = self.why.into_iter().take(10).collect();
+        AnswerError::Missing {
+            metric: self.metric,
+            covered: self.covered,
+            expected: self.expected,
+            silent_nodes: self.silent.into_iter().collect(),
+            why: why.join("; "),
+        }
+    }
+
+    fn answer(self, now: Time) -> Answer {
         let known = self.covered + self.estimated;
-        Ok(Answer {
+        Answer {
             windows: self
                 .windows
                 .iter()
@@ -322,7 +371,7 @@ impl Tally<'_> {
             silent_nodes: self.silent.into_iter().collect(),
             sampled: self.sampled.unwrap_or(now),
             pods: self.pods,
-        })
+        }
     }
 }
 

@@ -228,17 +228,20 @@ impl Index {
         match reserved {
             "pod" => Some(&pod.facts.name),
             "node" => pod.facts.node.as_deref(),
-            "deployment" => self
-                .workload(pod)
-                .filter(|w| w.0 == "Deployment")
-                .map(|w| w.1),
-            "statefulset" => self
-                .workload(pod)
-                .filter(|w| w.0 == "StatefulSet")
-                .map(|w| w.1),
+            "deployment" => self.workload_of(pod, "Deployment"),
+            "statefulset" => self.workload_of(pod, "StatefulSet"),
+            "daemonset" => self.workload_of(pod, "DaemonSet"),
+            // These may have an owner themselves; the pod is theirs all the same.
+            "replicaset" => owned_by(pod, "ReplicaSet"),
+            "job" => owned_by(pod, "Job"),
             "workload" => self.workload(pod).map(|w| w.1),
             _ => None,
         }
+    }
+
+    fn workload_of<'a>(&'a self, pod: &'a Pod, kind: &str) -> Option<&'a str> {
+        let workload = self.workload(pod).filter(|w| w.0 == kind);
+        workload.map(|(_, name)| name)
     }
 
     /// Kind and name of what owns the pod at the top: a Deployment, a StatefulSet, a Job's CronJob...
@@ -302,6 +305,12 @@ impl Index {
             }
         }
     }
+}
+
+/// The name of the pod's own controller, if it is of this kind.
+fn owned_by<'a>(pod: &'a Pod, kind: &str) -> Option<&'a str> {
+    let owner = pod.facts.owner.as_ref().filter(|o| o.kind == kind);
+    owner.map(|o| o.name.as_str())
 }
 
 #[cfg(test)]

@@ -63,15 +63,32 @@ fn reserved_keys_describe_the_pod() {
     let mut db = pod("db-0");
     db.owner = owned_by("StatefulSet", "db", "s");
     index.apply(db, false, at(0));
+    for (name, kind, owner) in [
+        ("log-n1", "DaemonSet", "log"),
+        ("report-1-x", "Job", "report-1"),
+    ] {
+        let mut owned = pod(name);
+        owned.owner = owned_by(kind, owner, owner);
+        index.apply(owned, false, at(0));
+    }
     for (selector, expected) in [
         ("ebpfscaler.io/deployment=web", vec!["web-5f7-x"]),
         ("ebpfscaler.io/statefulset=db", vec!["db-0"]),
+        ("ebpfscaler.io/daemonset=log", vec!["log-n1"]),
+        ("ebpfscaler.io/replicaset=web-5f7", vec!["web-5f7-x"]),
+        ("ebpfscaler.io/job=report-1", vec!["report-1-x"]),
         (
             "ebpfscaler.io/workload in (web,db)",
             vec!["db-0", "web-5f7-x"],
         ),
-        ("ebpfscaler.io/workload notin (web)", vec!["db-0"]),
-        ("!ebpfscaler.io/deployment", vec!["db-0"]),
+        (
+            "ebpfscaler.io/workload notin (web)",
+            vec!["db-0", "log-n1", "report-1-x"],
+        ),
+        (
+            "!ebpfscaler.io/deployment",
+            vec!["db-0", "log-n1", "report-1-x"],
+        ),
         ("ebpfscaler.io/pod=db-0,app=web", vec!["db-0"]),
         ("ebpfscaler.io/node=n2", vec![]),
     ] {

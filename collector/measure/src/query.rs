@@ -8,7 +8,16 @@ use crate::selector::{Operator, ParseError, Requirement, Selector};
 pub const RESERVED_PREFIX: &str = "ebpfscaler.io/";
 
 /// Keys that describe the pod and are matched like labels.
-const DESCRIBES_POD: [&str; 5] = ["deployment", "statefulset", "workload", "pod", "node"];
+const DESCRIBES_POD: [&str; 8] = [
+    "deployment",
+    "statefulset",
+    "daemonset",
+    "replicaset",
+    "job",
+    "workload",
+    "pod",
+    "node",
+];
 /// Keys that shape the answer.
 const SHAPES_ANSWER: [&str; 2] = ["window", "group-by"];
 /// Keys that will narrow what is measured inside a pod, once agents report it split.
@@ -22,7 +31,7 @@ pub enum QueryError {
     Parse(#[from] ParseError),
     /// Under our prefix, but not one of our keys.
     #[error(
-        "{RESERVED_PREFIX}{key} is not a reserved key; these are: deployment, statefulset, workload, pod, node, window, group-by"
+        "{RESERVED_PREFIX}{key} is not a reserved key; these are: deployment, statefulset, daemonset, replicaset, job, workload, pod, node, window, group-by"
     )]
     UnknownKey {
         /// The key without its prefix.

@@ -63,6 +63,10 @@ pub struct Args {
         value_parser = humantime::parse_duration
     )]
     pub shutdown_delay: Duration,
+    /// Serve custom.metrics.k8s.io too, for HPAs of type Pods and Object; config/custom-metrics sets it and
+    /// registers the group, of which a cluster can have one provider
+    #[arg(long, env = "EBPF_SCALER_CUSTOM_METRICS")]
+    pub custom_metrics: bool,
     /// How long a query or a subscription keeps a family measured that follows demand
     #[arg(
         long,

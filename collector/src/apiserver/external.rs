@@ -1,133 +1,125 @@
-//! external.metrics.k8s.io/v1beta1 over HTTP: discovery and the list of a metric's values, as HPAs and
-//! kube-apiserver's aggregation ask for them. Computes nothing itself.
+//! external.metrics.k8s.io/v1beta1: the list of a metric's values, as HPAs and kube-apiserver's aggregation
+//! ask for it. Computes nothing itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Path, Query as UrlQuery, Request, State};
-use axum::http::header::{AUTHORIZATION, WARNING};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
-use axum::middleware::{self, Next};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::WARNING;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use ebpf_scaler_measure::{Answer, Metric, Query, Window, WindowValue};
 use serde_json::{Value, json};
 
-use super::discovery;
+use super::api::Caller;
+use super::discovery::{Group, Resource, Version};
 use super::hub::Hub;
-use super::identity::{Peer, User};
+use super::media::{Form, negotiate};
+use super::openapi::{Operation, REF};
+use super::options::Options;
 use super::quantity::quantity;
 use super::reviews::Action;
 use super::status::{Failure, json_response};
-use crate::admin::Readiness;
+use super::table::{Column, Row, table};
 
 /// The group's name.
 pub const GROUP: &str = "external.metrics.k8s.io";
 /// The group's version.
 pub const VERSION: &str = "v1beta1";
 
-/// All routes of the API port.
-pub fn router(hub: Arc<Hub>, readiness: Readiness) -> Router {
-    let ready = move || async move {
-        match readiness.reason() {
-            None => "ok".into_response(),
-            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()).into_response(),
-        }
-    };
-    Router::new()
-        .route(
-            "/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{metric}",
-            get(list),
-        )
-        .merge(discovery::router())
-        .layer(middleware::from_fn_with_state(hub.clone(), authenticate))
-        // Health needs no identity: kubelets and load balancers ask.
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .fallback(|request: Request| async move { not_found(request.uri().path()) })
-        .method_not_allowed_fallback(|request: Request| async move {
-            let message = format!("{} is not supported here, only GET", request.method());
-            Failure::new(405, message)
-        })
-        .with_state(hub)
+const VALUE: &str = "io.k8s.metrics.pkg.apis.external_metrics.v1beta1.ExternalMetricValue";
+const LIST: &str = "io.k8s.metrics.pkg.apis.external_metrics.v1beta1.ExternalMetricValueList";
+
+/// The routes.
+pub fn router() -> Router<Arc<Hub>> {
+    let path = format!("/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/{{metric}}");
+    Router::new().route(&path, get(list))
 }
 
-fn not_found(path: &str) -> Failure {
-    Failure::new(
-        404,
-        format!("the server could not find the requested resource ({path})"),
-    )
+/// The group as clients see it. Only `get` is told, though the verb that RBAC sees is `list`: it keeps garbage
+/// collection and namespace deletion from asking for these "objects".
+pub fn group() -> Group {
+    let resources = Metric::ALL.iter().map(|metric| Resource {
+        name: metric.as_str().to_owned(),
+        namespaced: true,
+        kind: "ExternalMetricValueList",
+        verbs: &["get"],
+        ..Resource::default()
+    });
+    let metrics = Metric::ALL.iter().map(|metric| metric.as_str()).collect();
+    Group {
+        name: GROUP,
+        versions: vec![Version {
+            name: VERSION,
+            resources: resources.collect(),
+            schemas: schemas(),
+            operations: vec![Operation {
+                path: format!("/apis/{GROUP}/{VERSION}/namespaces/{{namespace}}/{{metric}}"),
+                id: "listExternalMetricsV1beta1NamespacedMetric".to_owned(),
+                summary: "values of a metric over the pods that a selector picks; one item, unless grouped",
+                action: "list",
+                kind: "ExternalMetricValueList",
+                schema: LIST,
+                choices: vec![("metric", metrics)],
+                query: &[(
+                    "labelSelector",
+                    "string",
+                    "picks pods by their labels; keys under ebpfscaler.io/ pick by owner and shape the answer",
+                )],
+            }],
+        }],
+    }
 }
 
-/// Finds out who asks, and for paths that are no resource whether they may; the metric's own route asks
-/// about the metric.
-async fn authenticate(State(hub): State<Arc<Hub>>, mut request: Request, next: Next) -> Response {
-    let peer = request
-        .extensions()
-        .get::<Peer>()
-        .cloned()
-        .unwrap_or_default();
-    let user = match identify(&hub, &peer, request.headers()).await {
-        Ok(user) => user,
-        Err(failure) => return failure.into_response(),
-    };
-    let path = request.uri().path();
-    if !path.contains("/namespaces/") && request.method() == Method::GET {
-        let action = Action::GetPath(path.to_owned());
-        if let Err(failure) = hub.authorize(&user, &action).await {
-            return failure.into_response();
-        }
-    }
-    request.extensions_mut().insert(user);
-    next.run(request).await
-}
-
-async fn identify(hub: &Hub, peer: &Peer, headers: &HeaderMap) -> Result<User, Failure> {
-    if let Some(user) = hub
-        .trust
-        .load()
-        .as_ref()
-        .and_then(|t| t.user(peer, headers))
-    {
-        return Ok(user);
-    }
-    let unauthorized = |reason| {
-        hub.metrics.deny(reason);
-        Failure::new(401, "Unauthorized")
-    };
-    let bearer = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let bearer = bearer.and_then(|v| v.split_once(' '));
-    let Some((_, token)) = bearer.filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer")) else {
-        return Err(unauthorized("no_identity"));
-    };
-    match hub.reviews.token(token.trim(), "").await {
-        Ok(Some(user)) => Ok(user),
-        Ok(None) => Err(unauthorized("bad_token")),
-        Err(error) => {
-            tracing::warn!(%error, "can not authenticate");
-            Err(Failure::new(500, error.to_string()))
-        }
-    }
+/// As in k8s.io/metrics; types of other groups are spelled out, so as not to clash with kube-apiserver's own.
+fn schemas() -> Vec<(&'static str, Value)> {
+    let value = json!({
+        "description": "a metric value of one metric name and one set of metric labels",
+        "type": "object",
+        "required": ["metricName", "metricLabels", "timestamp", "value"],
+        "properties": {
+            "metricName": {"type": "string", "description": "the metric's name"},
+            "metricLabels": {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "what the value rests on: pods expected, covered, estimated; silent nodes",
+            },
+            "timestamp": {"type": "string", "format": "date-time", "description": "of the least recent report behind it"},
+            "window": {"type": "integer", "format": "int64", "description": "seconds before the timestamp that the value is of"},
+            "value": {"type": "string", "description": "a quantity in the unit that the metric's name tells"},
+        },
+    });
+    let list = json!({
+        "description": "values of a metric",
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "items": {"type": "array", "items": {"$ref": format!("{REF}{VALUE}")}},
+        },
+    });
+    vec![(VALUE, value), (LIST, list)]
 }
 
 /// Lists a metric's values: one item for all pods that the selector picks.
 async fn list(
     State(hub): State<Arc<Hub>>,
-    Path((namespace, name)): Path<(String, String)>,
-    UrlQuery(parameters): UrlQuery<BTreeMap<String, String>>,
+    path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Response {
     let began = Instant::now();
-    let user = request
-        .extensions()
-        .get::<User>()
-        .cloned()
-        .unwrap_or_default();
+    let (namespace, name) = match path {
+        Ok(Path(names)) => names,
+        Err(error) => return Failure::new(400, error.body_text()).into_response(),
+    };
     let metric = Metric::from_name(&name);
-    let result = answer(&hub, &user, &namespace, (&name, metric), &parameters).await;
+    let result = answer(&hub, &request.into(), &namespace, (&name, metric)).await;
     let code = result.as_ref().map_or_else(|f| f.code, |_| 200);
     let label = metric.map_or("unknown", Metric::as_str);
     hub.metrics.query(label, code, began.elapsed());
@@ -136,58 +128,114 @@ async fn list(
 
 async fn answer(
     hub: &Hub,
-    user: &User,
+    caller: &Caller,
     namespace: &str,
     (name, metric): (&str, Option<Metric>),
-    parameters: &BTreeMap<String, String>,
 ) -> Result<Response, Failure> {
     let action = Action::ListMetric {
         namespace: namespace.to_owned(),
         metric: name.to_owned(),
     };
-    hub.authorize(user, &action).await?;
-    // As Kubernetes reads booleans in a URL: anything but 0 and false is true.
-    let watches = |v: &String| v != "0" && !v.eq_ignore_ascii_case("false");
-    if parameters.get("watch").is_some_and(watches) {
-        return Err(Failure::new(
-            405,
-            "watch is not supported on resources of kind \"externalmetrics\"",
-        ));
-    }
-    if parameters
-        .get("fieldSelector")
-        .is_some_and(|f| !f.is_empty())
-    {
-        return Err(Failure::new(
-            400,
-            "external metrics have no fields to select by",
-        ));
-    }
+    hub.authorize(&caller.user, &action).await?;
+    let form = negotiate(&caller.headers, &[Form::Plain, Form::Table])?;
+    let options = Options::read(&caller.uri)?;
+    options.only_list(&format!("{name}.{GROUP}"))?;
     let Some(metric) = metric else {
-        let names: Vec<_> = Metric::ALL.iter().map(|metric| metric.as_str()).collect();
-        let message = format!(
-            "the server could not find the metric {name} for namespaces; there are: {}",
-            names.join(", ")
-        );
-        return Err(Failure::new(404, message).because("UnknownMetric"));
+        return Err(unknown_metric(name, "namespaces"));
     };
-    let selector = parameters.get("labelSelector").map_or("", String::as_str);
-    let query = Query::parse(selector)
+    let query = Query::parse(options.get("labelSelector"))
         .map_err(|e| Failure::new(400, e.to_string()).because("BadSelector"))?;
     let window = query.window.unwrap_or(Window::DEFAULT);
     let answer = hub.answer(namespace, metric, &query, &[window])?;
     let timestamp = timestamp(hub.clock.unix_micros(answer.sampled));
     let items = items(metric, &query, &answer, &timestamp);
-    let mut response = json_response(&json!({
-        "kind": "ExternalMetricValueList",
-        "apiVersion": "external.metrics.k8s.io/v1beta1",
-        "metadata": {},
-        "items": items,
-    }));
+    let body = match form {
+        Form::Table => table(
+            &columns(query.by_pod),
+            rows(items, namespace),
+            options.get("includeObject"),
+        ),
+        _ => json!({
+            "kind": "ExternalMetricValueList",
+            "apiVersion": "external.metrics.k8s.io/v1beta1",
+            "metadata": {},
+            "items": items,
+        }),
+    };
+    let mut response = json_response(&body);
     if let Some(warning) = warning(&answer) {
         response.headers_mut().insert(WARNING, warning);
     }
     Ok(response)
+}
+
+/// There is no metric of this name; the answer lists those that there are.
+pub fn unknown_metric(name: &str, of: &str) -> Failure {
+    let names: Vec<_> = Metric::ALL.iter().map(|metric| metric.as_str()).collect();
+    let message = format!(
+        "the server could not find the metric {name} for {of}; there are: {}",
+        names.join(", ")
+    );
+    Failure::new(404, message).because("UnknownMetric")
+}
+
+/// The metric's name is a column, because kubectl takes all resources of one kind for the same: asked for one of
+/// them by name it may get another.
+fn columns(by_pod: bool) -> [Column; 6] {
+    let column = |name, kind, what, wide| Column {
+        name,
+        kind,
+        what,
+        wide,
+    };
+    [
+        column("Metric", "string", "the metric's name", false),
+        column("Value", "string", "in the unit that the name tells", false),
+        column("Window", "string", "the span that the value is of", false),
+        column(
+            "Covered",
+            "string",
+            "pods measured now, of those that should be",
+            by_pod,
+        ),
+        column("Pod", "string", "the pod, if grouped by pod", !by_pod),
+        column(
+            "Time",
+            "string",
+            "of the least recent report behind it",
+            true,
+        ),
+    ]
+}
+
+fn rows(items: Vec<Value>, namespace: &str) -> Vec<Row> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let rows = items.into_iter().map(|mut item| {
+        let labels = &item["metricLabels"];
+        let label = |name: &str| text(&labels[name]);
+        let covered = match label("ebpfscaler.io/pods-expected") {
+            expected if expected.is_empty() => String::new(),
+            expected => format!("{}/{expected}", label("ebpfscaler.io/pods-covered")),
+        };
+        let cells = vec![
+            item["metricName"].clone(),
+            item["value"].clone(),
+            format!("{}s", item["window"]).into(),
+            covered.into(),
+            label("pod").into(),
+            item["timestamp"].clone(),
+        ];
+        let name = text(&item["metricName"]);
+        item["kind"] = "ExternalMetricValue".into();
+        item["apiVersion"] = format!("{GROUP}/{VERSION}").into();
+        Row {
+            cells,
+            namespace: namespace.to_owned(),
+            name,
+            object: item,
+        }
+    });
+    rows.collect()
 }
 
 fn items(metric: Metric, query: &Query, answer: &Answer, timestamp: &str) -> Vec<Value> {
@@ -238,7 +286,7 @@ fn labels(answer: &Answer) -> BTreeMap<&'static str, String> {
 }
 
 /// An RFC 7234 warning, which kubectl and client-go show.
-fn warning(answer: &Answer) -> Option<HeaderValue> {
+pub fn warning(answer: &Answer) -> Option<HeaderValue> {
     if answer.covered == answer.expected {
         return None;
     }
@@ -253,7 +301,7 @@ fn warning(answer: &Answer) -> Option<HeaderValue> {
 }
 
 /// RFC 3339 in whole seconds, as metav1.Time.
-fn timestamp(unix_micros: i64) -> String {
+pub fn timestamp(unix_micros: i64) -> String {
     jiff::Timestamp::from_second(unix_micros / 1_000_000)
         .unwrap_or_default()
         .to_string()

@@ -11,7 +11,7 @@ use super::clock::Clock;
 use super::demand::Demand;
 use super::identity::{LiveTrust, User};
 use super::metrics::{FamilyLabels, Metrics};
-use super::reviews::{Action, Reviews};
+use super::reviews::{Access, Action, Reviews};
 use super::status::Failure;
 
 /// Shared by everything that serves.
@@ -67,6 +67,21 @@ impl Hub {
         let now = self.clock.now();
         self.demand.ask(metric.family(), now);
         let answer = self.state().answer(namespace, metric, query, windows, now);
+        answer.map_err(|e| Failure::new(e.code(), e.to_string()).because(e.reason()))
+    }
+
+    /// Answers a query for each pod on its own and keeps what it needs measured.
+    pub fn answer_each(
+        &self,
+        namespace: &str,
+        metric: Metric,
+        query: &Query,
+        windows: &[Window],
+    ) -> Result<Answer, Failure> {
+        let now = self.clock.now();
+        self.demand.ask(metric.family(), now);
+        let state = self.state();
+        let answer = state.answer_each(namespace, metric, query, windows, now);
         answer.map_err(|e| Failure::new(e.code(), e.to_string()).because(e.reason()))
     }
 
@@ -130,6 +145,7 @@ fn forbidden(user: &User, action: &Action, reason: &str) -> String {
             "{metric}.external.metrics.k8s.io is forbidden: User {:?} cannot list resource {metric:?} in API group \"external.metrics.k8s.io\" in the namespace {namespace:?}",
             user.name
         ),
+        Action::Access(access) => forbidden_access(user, access),
         Action::GetPath(path) => {
             format!("forbidden: User {:?} cannot get path {path:?}", user.name)
         }
@@ -139,4 +155,23 @@ fn forbidden(user: &User, action: &Action, reason: &str) -> String {
     } else {
         format!("{what}: {reason}")
     }
+}
+
+fn forbidden_access(user: &User, access: &Access) -> String {
+    let object = match access.name.as_str() {
+        "" => String::new(),
+        name => format!(" {name:?}"),
+    };
+    let resource = match access.subresource.as_str() {
+        "" => access.resource.clone(),
+        subresource => format!("{}/{subresource}", access.resource),
+    };
+    let place = match access.namespace.as_str() {
+        "" => "at the cluster scope".to_owned(),
+        namespace => format!("in the namespace {namespace:?}"),
+    };
+    format!(
+        "{}.{}{object} is forbidden: User {:?} cannot {} resource {resource:?} in API group {:?} {place}",
+        access.resource, access.group, user.name, access.verb, access.group
+    )
 }

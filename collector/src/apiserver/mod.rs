@@ -1,8 +1,10 @@
 //! `collector apiserver`: takes in the agents' reports, joins them with the pods of the cluster, and serves
 //! external.metrics.k8s.io and the operators' subscriptions. Measures nothing itself.
 
+mod api;
 mod args;
 mod clock;
+mod custom;
 mod demand;
 mod discovery;
 mod external;
@@ -10,7 +12,10 @@ mod follow;
 mod grpc;
 mod hub;
 mod identity;
+mod media;
 mod metrics;
+mod openapi;
+mod options;
 mod pods;
 mod quantity;
 mod report;
@@ -19,6 +24,7 @@ mod serve;
 mod start;
 mod status;
 mod subscribe;
+mod table;
 mod tls;
 
 pub use args::Args;

@@ -47,8 +47,29 @@ pub enum Action {
         /// The metric's name, whether we have it or not
         metric: String,
     },
+    /// Something with a resource of another group
+    Access(Box<Access>),
     /// `get` a path that is no resource: discovery
     GetPath(String),
+}
+
+/// What RBAC is asked about a resource. Empty is what is not named.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Access {
+    /// As Kubernetes derives it from method and path: `get` with a name, `list` or `watch` without
+    pub verb: &'static str,
+    /// The API group
+    pub group: &'static str,
+    /// Its version
+    pub version: &'static str,
+    /// The namespace; none: all of them
+    pub namespace: String,
+    /// The resource
+    pub resource: String,
+    /// The object's name
+    pub name: String,
+    /// The subresource
+    pub subresource: String,
 }
 
 /// The reviews of one API server.
@@ -146,6 +167,19 @@ fn spec(user: &User, action: &Action) -> SubjectAccessReviewSpec {
                 version: Some("v1beta1".into()),
                 resource: Some(metric.clone()),
                 namespace: Some(namespace.clone()),
+                ..ResourceAttributes::default()
+            });
+        }
+        Action::Access(access) => {
+            let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            spec.resource_attributes = Some(ResourceAttributes {
+                verb: named(access.verb),
+                group: named(access.group),
+                version: named(access.version),
+                namespace: named(&access.namespace),
+                resource: named(&access.resource),
+                name: named(&access.name),
+                subresource: named(&access.subresource),
                 ..ResourceAttributes::default()
             });
         }

@@ -17,7 +17,7 @@ use super::demand::Demand;
 use super::hub::Hub;
 use super::metrics::Metrics;
 use super::tls::{Serving, server_config};
-use super::{external, follow, grpc, pods, serve};
+use super::{api, follow, grpc, pods, serve};
 use crate::admin::{self, Readiness};
 
 /// A running role.
@@ -61,6 +61,7 @@ pub async fn start(
         agent_service_account,
         agents_timeout,
         shutdown_delay,
+        custom_metrics,
         demand_hold,
     } = args;
     let api = bind(address, "--address").await?;
@@ -123,7 +124,7 @@ pub async fn start(
 
     let mut servers = JoinSet::new();
     let api_tls = server_config(serving.clone(), true, &["h2", "http/1.1"])?;
-    let api_router = external::router(hub.clone(), readiness.clone());
+    let api_router = api::router(hub.clone(), readiness.clone(), custom_metrics);
     let (m, s) = (metrics.clone(), stop.clone());
     servers.spawn(async move {
         serve::serve(api, api_tls, api_router, m, s).await;

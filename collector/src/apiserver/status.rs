@@ -1,6 +1,7 @@
 //! Errors as Kubernetes clients expect them: a Status object with the matching HTTP code.
 
-use axum::http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -26,6 +27,11 @@ impl Failure {
             403 => "Forbidden",
             404 => "NotFound",
             405 => "MethodNotAllowed",
+            406 => "NotAcceptable",
+            410 => "Expired",
+            413 => "RequestEntityTooLarge",
+            422 => "Invalid",
+            429 => "TooManyRequests",
             503 => "ServiceUnavailable",
             504 => "Timeout",
             _ => "InternalError",
@@ -57,8 +63,8 @@ impl IntoResponse for Failure {
             "code": self.code,
         });
         if let Some(cause) = self.cause {
-            body["details"] =
-                json!({"causes": [{"reason": cause, "message": body["message"].clone()}]});
+            body["details"]["causes"] =
+                json!([{"reason": cause, "message": body["message"].clone()}]);
         }
         let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = json_response(&body);
@@ -73,4 +79,52 @@ pub fn json_response(body: &serde_json::Value) -> Response {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+
+    async fn status(failure: Failure) -> (Status, axum::http::HeaderMap) {
+        let response = failure.into_response();
+        let headers = response.headers().clone();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (serde_json::from_slice(&body).unwrap(), headers)
+    }
+
+    #[tokio::test]
+    async fn every_code_has_the_reason_that_clients_look_for() {
+        // The reasons of apimachinery's pkg/apis/meta/v1/types.go, by which errors.IsNotFound and so on decide.
+        for (code, reason) in [
+            (400, "BadRequest"),
+            (401, "Unauthorized"),
+            (403, "Forbidden"),
+            (404, "NotFound"),
+            (405, "MethodNotAllowed"),
+            (406, "NotAcceptable"),
+            (410, "Expired"),
+            (413, "RequestEntityTooLarge"),
+            (422, "Invalid"),
+            (429, "TooManyRequests"),
+            (500, "InternalError"),
+            (503, "ServiceUnavailable"),
+            (504, "Timeout"),
+        ] {
+            let (status, headers) = status(Failure::new(code, "why")).await;
+            assert_eq!(status.reason.as_deref(), Some(reason));
+            assert_eq!(status.code, Some(code.into()));
+            assert_eq!(status.status.as_deref(), Some("Failure"));
+            assert_eq!(status.message.as_deref(), Some("why"));
+            assert_eq!(headers[CONTENT_TYPE], "application/json");
+        }
+    }
+
+    #[tokio::test]
+    async fn details_say_the_case_in_one_word() {
+        let (status, _) = status(Failure::new(404, "none").because("NoPods")).await;
+        let causes = status.details.unwrap().causes.unwrap();
+        assert_eq!(causes[0].reason.as_deref(), Some("NoPods"));
+    }
 }

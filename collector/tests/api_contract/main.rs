@@ -8,6 +8,8 @@
 )]
 
 mod cluster;
+mod custom;
+mod discovery;
 mod identities;
 mod pki;
 mod queries;

@@ -199,6 +199,28 @@ async fn what_can_not_be_answered_says_why_in_a_status() {
             "fields",
         ),
         (
+            "requests_per_second",
+            "&limit=many",
+            400,
+            "BadRequest",
+            "limit",
+        ),
+        (
+            "requests_per_second",
+            "&continue=next",
+            400,
+            "BadRequest",
+            "continue key is not valid",
+        ),
+        (
+            "requests_per_second",
+            "&sendInitialEvents=true",
+            422,
+            "Invalid",
+            "sendInitialEvents is forbidden",
+        ),
+        ("%FF", "", 400, "BadRequest", "UTF-8"),
+        (
             "runqueue_waiting_threads",
             "",
             503,
@@ -281,44 +303,52 @@ async fn a_silent_agent_is_declared_and_then_ends_the_answers() {
 }
 
 #[tokio::test]
-async fn discovery_lists_the_metrics_that_there_are() {
-    let world = World::new().await;
-    let proxy = world.proxy("system:kube-aggregator");
-    let list = world.get(&proxy, GROUP).await;
-    assert_eq!(list.status, 200);
-    assert_eq!(list.body["kind"], "APIResourceList");
-    assert_eq!(list.body["groupVersion"], "external.metrics.k8s.io/v1beta1");
-    let resources = list.body["resources"].as_array().unwrap();
-    let named = |name: &str| resources.iter().find(|r| r["name"] == name);
+async fn people_get_a_table_and_clients_the_form_that_they_take() {
+    let (world, _agent) = shop().await;
+    let path = format!("{GROUP}/namespaces/shop/requests_per_second?labelSelector=app%3Dweb");
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+    let kubectl = world.proxy("ann").with("accept", table);
+    let reply = world.get(&kubectl, &path).await;
+    assert_eq!(reply.headers["content-type"], "application/json");
+    assert_eq!(reply.body["kind"], "Table");
+    assert_eq!(reply.body["apiVersion"], "meta.k8s.io/v1");
+    let columns = reply.body["columnDefinitions"].as_array().unwrap();
+    let shown = columns.iter().filter(|c| c["priority"] == 0);
+    let shown: Vec<_> = shown.map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(shown, ["Metric", "Value", "Window", "Covered"]);
+    let rows = reply.body["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 1);
+    let cells = rows[0]["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), columns.len());
     assert_eq!(
-        named("requests_per_second").unwrap(),
-        &json!({
-            "name": "requests_per_second", "singularName": "", "namespaced": true,
-            "kind": "ExternalMetricValueList", "verbs": ["get"],
-        })
+        cells[..4],
+        ["requests_per_second", "80", "30s", "2/2"].map(Value::from)
     );
-    assert!(named("tcp_rtt_p50_microseconds").is_some());
-    let group = world.get(&proxy, "/apis/external.metrics.k8s.io").await;
-    assert_eq!(group.body["preferredVersion"]["version"], "v1beta1");
-    let groups = world.get(&proxy, "/apis").await;
-    assert_eq!(groups.body["kind"], "APIGroupList");
-    assert_eq!(groups.body["groups"][0], group.body);
-    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    let accept = proxy
-        .clone()
-        .with("accept", &format!("{aggregated},application/json"));
-    let groups = world.get(&accept, "/apis").await;
-    assert_eq!(groups.headers["content-type"], aggregated);
-    assert_eq!(groups.body["kind"], "APIGroupDiscoveryList");
-    let version = &groups.body["items"][0]["versions"][0];
-    assert_eq!(version["version"], "v1beta1");
+    assert_eq!(rows[0]["object"]["metadata"]["namespace"], "shop");
+    let whole = world
+        .get(&kubectl, &format!("{path}&includeObject=Object"))
+        .await;
+    assert_eq!(whole.body["rows"][0]["object"]["value"], "80");
+
+    let by_pod = format!("{path}%2Cebpfscaler.io%2Fgroup-by%3Dpod");
+    let reply = world.get(&kubectl, &by_pod).await;
+    let pods: Vec<_> = (0..2).map(|i| &reply.body["rows"][i]["cells"][4]).collect();
+    assert_eq!(pods, ["web-1", "web-2"]);
+
+    // As kube-controller-manager asks by default: anything will do.
+    let manager = "application/vnd.kubernetes.protobuf, */*";
+    let reply = world
+        .get(&world.proxy("hpa").with("accept", manager), &path)
+        .await;
+    assert_eq!(value(&reply), 80.0);
+    let proxy = world
+        .proxy("hpa")
+        .with("accept", "application/vnd.kubernetes.protobuf");
+    let reply = world.get(&proxy, &path).await;
     assert_eq!(
-        version["resources"].as_array().unwrap().len(),
-        resources.len()
+        (reply.status.as_u16(), &reply.body["reason"]),
+        (406, &json!("NotAcceptable"))
     );
-    for path in ["/openapi/v2", "/openapi/v3"] {
-        assert_eq!(world.get(&proxy, path).await.status, 404);
-    }
 }
 
 #[tokio::test]

@@ -97,8 +97,13 @@ impl World {
 
     /// Another replica before the same cluster.
     pub async fn beside(&self) -> Self {
+        self.beside_with(&[]).await
+    }
+
+    /// The same with flags.
+    pub async fn beside_with(&self, flags: &[&str]) -> Self {
         let cas = [&self.serving_ca, &self.proxy_ca, &self.client_ca].map(Arc::clone);
-        Self::start(self.cluster.clone(), cas, &[]).await
+        Self::start(self.cluster.clone(), cas, flags).await
     }
 
     async fn start(cluster: Cluster, cas: [Arc<Ca>; 3], flags: &[&str]) -> Self {
