@@ -139,21 +139,52 @@ pub fn request_rate(per_pod: u32) -> Value {
 
 /// An ordinary HPA of a Deployment of the same name, on our external metric over a window.
 pub fn hpa(namespace: &str, name: &str, min: u32, max: u32, window: &str, per_pod: u32) -> Value {
+    let metric = json!({"type": "External", "external": {
+        "metric": {
+            "name": "requests_per_second",
+            "selector": {"matchLabels": {
+                "ebpfscaler.io/deployment": name, "ebpfscaler.io/window": window,
+            }},
+        },
+        "target": {"type": "AverageValue", "averageValue": per_pod.to_string()},
+    }});
+    hpa_on(namespace, name, min, max, &metric)
+}
+
+/// The same on the requests of each of its own pods.
+pub fn hpa_pods(namespace: &str, name: &str, min: u32, max: u32, per_pod: u32) -> Value {
+    let metric = json!({"type": "Pods", "pods": {
+        "metric": short_request_rate(),
+        "target": {"type": "AverageValue", "averageValue": per_pod.to_string()},
+    }});
+    hpa_on(namespace, name, min, max, &metric)
+}
+
+/// The same on the requests of another Deployment, one replica for each `per_replica` of them.
+pub fn hpa_object(namespace: &str, name: &str, of: &str, max: u32, per_replica: u32) -> Value {
+    let metric = json!({"type": "Object", "object": {
+        "describedObject": {"apiVersion": "apps/v1", "kind": "Deployment", "name": of},
+        "metric": short_request_rate(),
+        "target": {"type": "AverageValue", "averageValue": per_replica.to_string()},
+    }});
+    hpa_on(namespace, name, 1, max, &metric)
+}
+
+fn short_request_rate() -> Value {
+    json!({
+        "name": "requests_per_second",
+        "selector": {"matchLabels": {"ebpfscaler.io/window": "3s"}},
+    })
+}
+
+fn hpa_on(namespace: &str, name: &str, min: u32, max: u32, metric: &Value) -> Value {
     json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
             "minReplicas": min, "maxReplicas": max,
-            "metrics": [{"type": "External", "external": {
-                "metric": {
-                    "name": "requests_per_second",
-                    "selector": {"matchLabels": {
-                        "ebpfscaler.io/deployment": name, "ebpfscaler.io/window": window,
-                    }},
-                },
-                "target": {"type": "AverageValue", "averageValue": per_pod.to_string()},
-            }}],
+            "metrics": [metric],
             "behavior": {"scaleDown": {"stabilizationWindowSeconds": 3}},
         },
     })

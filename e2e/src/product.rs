@@ -128,19 +128,28 @@ pub async fn ready(client: &Client) -> anyhow::Result<()> {
 
 /// Fails with the reason why our aggregated API is not available.
 pub async fn available(client: &Client) -> anyhow::Result<()> {
+    is_available(client, APISERVICE).await
+}
+
+/// The same of the custom metrics API.
+pub async fn custom_metrics_available(client: &Client) -> anyhow::Result<()> {
+    is_available(client, "v1beta2.custom.metrics.k8s.io").await?;
+    is_available(client, "v1beta1.custom.metrics.k8s.io").await
+}
+
+async fn is_available(client: &Client, name: &str) -> anyhow::Result<()> {
     let services: Api<APIService> = Api::all(client.clone());
-    let status = services.get(APISERVICE).await?.status;
+    let status = services.get(name).await?.status;
     let conditions = status
         .and_then(|status| status.conditions)
         .unwrap_or_default();
     let available = conditions
         .iter()
         .find(|condition| condition.type_ == "Available");
-    let available =
-        available.with_context(|| format!("APIService {APISERVICE} has no status yet"))?;
+    let available = available.with_context(|| format!("APIService {name} has no status yet"))?;
     ensure!(
         available.status == "True",
-        "APIService {APISERVICE} is not available: {}",
+        "APIService {name} is not available: {}",
         available.message.as_deref().unwrap_or_default(),
     );
     Ok(())

@@ -115,13 +115,20 @@ pub struct CertArgs {
     #[arg(long, env = "EBPF_SCALER_CA_PROPAGATION", default_value = "5m", value_parser = humantime::parse_duration)]
     pub ca_propagation: Duration,
 
-    /// APIService whose caBundle is kept, if it points to our service
+    /// APIServices whose caBundle is kept, if they point to our service
     #[arg(
         long,
         env = "EBPF_SCALER_API_SERVICE",
+        value_name = "NAME,...",
+        value_delimiter = ',',
         default_value = "v1beta1.external.metrics.k8s.io"
     )]
-    pub api_service: String,
+    pub api_service: Vec<String>,
+
+    /// Keep the caBundle of the APIServices of custom.metrics.k8s.io too; config/custom-metrics sets it and
+    /// gives the right to
+    #[arg(long, env = "EBPF_SCALER_CUSTOM_METRICS")]
+    pub custom_metrics: bool,
 }
 
 /// Where metrics come from.

@@ -163,6 +163,12 @@ async fn lead(
     }
 }
 
+/// Each version of an aggregated API is an object of its own.
+const CUSTOM_METRICS: [&str; 2] = [
+    "v1beta2.custom.metrics.k8s.io",
+    "v1beta1.custom.metrics.k8s.io",
+];
+
 fn names(args: &Args) -> Names {
     let ns = &args.namespace;
     let mut dns_names = Vec::new();
@@ -171,12 +177,16 @@ fn names(args: &Args) -> Names {
         dns_names.push(format!("{service}.{ns}.svc.cluster.local"));
     }
     dns_names.push("localhost".into());
+    let mut api_services = args.certs.api_service.clone();
+    if args.certs.custom_metrics {
+        api_services.extend(CUSTOM_METRICS.map(str::to_owned));
+    }
     Names {
         namespace: ns.clone(),
         ca_secret: "ebpf-scaler-ca".into(),
         tls_secret: "ebpf-scaler-apiserver-tls".into(),
         bundle: "ebpf-scaler-ca-bundle".into(),
-        api_service: args.certs.api_service.clone(),
+        api_services,
         service: "ebpf-scaler-apiserver".into(),
         dns_names,
     }

@@ -183,7 +183,7 @@ impl Metrics {
         );
         r.register(
             "api_service_foreign",
-            "1 while somebody else provides the external metrics API",
+            "APIs of ours that somebody else provides in this cluster",
             m.api_service_foreign.clone(),
         );
         r.register(

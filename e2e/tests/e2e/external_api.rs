@@ -7,6 +7,7 @@ use ebpf_scaler_e2e::{
     client::connect_as,
     load::Load,
     metrics::{external, external_path, get_raw, quantity, value},
+    product::run_kubectl,
     story,
     wait::eventually,
 };
@@ -26,6 +27,34 @@ fn discovery_names_the_api() -> story::Outcome {
         ensure!(resources[0]["kind"] == "ExternalMetricValueList", "{text}");
         let groups = get_raw(&story.client, "/apis").await?;
         ensure!(groups.contains("external.metrics.k8s.io"), "{groups}");
+        let list = resources.iter().map(|r| r["name"].as_str());
+        ensure!(list.clone().any(|name| name == Some("requests_per_second")));
+        // What kube-apiserver has made of our discovery and OpenAPI: both come some seconds after the APIService.
+        eventually(
+            "kube-apiserver passes on what we tell of ourselves",
+            Duration::from_secs(90),
+            async || {
+                let v3 = get_raw(&story.client, "/openapi/v3").await?;
+                let v3: Value = serde_json::from_str(&v3)?;
+                let url = &v3["paths"]["apis/external.metrics.k8s.io/v1beta1"]["serverRelativeURL"];
+                let url = url.as_str().context("not in /openapi/v3")?;
+                let spec = get_raw(&story.client, url).await?;
+                ensure!(spec.contains("ExternalMetricValueList"), "{spec}");
+                let v2 = get_raw(&story.client, "/openapi/v2").await?;
+                ensure!(
+                    v2.contains("external_metrics.v1beta1.ExternalMetricValueList"),
+                    "not in /openapi/v2"
+                );
+                Ok(())
+            },
+        )
+        .await?;
+        let table = run_kubectl(
+            &story.kubeconfig,
+            &["api-resources", "--api-group=external.metrics.k8s.io"],
+        )
+        .await?;
+        ensure!(table.contains("requests_per_second"), "{table}");
         Ok(())
     })
 }

@@ -53,7 +53,12 @@ async fn left(story: &Story) -> anyhow::Result<Vec<String>> {
         args.extend(kind.split(' '));
         let names = run_kubectl(&story.kubeconfig, &args).await?;
         let ours = |name: &&str| {
-            let ours = [PRODUCT, "ebpfscaler", "external.metrics.k8s.io"];
+            let ours = [
+                PRODUCT,
+                "ebpfscaler",
+                "external.metrics.k8s.io",
+                "custom.metrics.k8s.io",
+            ];
             ours.iter().any(|part| name.contains(part)) && !name.contains("e2e-")
         };
         left.extend(names.lines().filter(ours).map(str::to_owned));

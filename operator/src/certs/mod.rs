@@ -8,7 +8,7 @@ pub mod x509;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kube::Client;
 use tokio::sync::watch;
@@ -60,7 +60,7 @@ impl Certs {
     /// Runs until cancelled.
     pub async fn run(self, client: Client, leadership: Leadership, stop: CancellationToken) {
         let store = Store::new(client, self.names.clone());
-        let mut foreign = None;
+        let mut foreign = BTreeMap::new();
         loop {
             let now = k8s_openapi::jiff::Timestamp::now().as_second();
             match self.round(&store, &leadership, now).await {
@@ -118,25 +118,26 @@ impl Certs {
         Err(Error::Unsettled)
     }
 
-    fn report(&self, state: &State, foreign: &mut Option<String>) {
-        let now_foreign = match &state.api_service {
-            ApiService::Foreign(service) => Some(service.clone()),
-            _ => None,
-        };
-        if now_foreign != *foreign {
-            if let Some(service) = &now_foreign {
+    fn report(&self, state: &State, foreign: &mut BTreeMap<String, String>) {
+        let mut now_foreign = BTreeMap::new();
+        for (name, found) in &state.api_services {
+            if let ApiService::Foreign(service) = found {
+                now_foreign.insert(name.clone(), service.clone());
+            }
+        }
+        for (api_service, service) in &now_foreign {
+            if foreign.get(api_service) != Some(service) {
                 warn!(
-                    api_service = self.names.api_service,
+                    api_service,
                     service,
-                    "another provider serves the external metrics API; not taking it over. \
-                     HPAs do not see our metrics, EbpfScalers still work"
+                    "another provider serves this API; not taking it over. \
+                     HPAs do not see our metrics there, EbpfScalers still work"
                 );
             }
-            *foreign = now_foreign;
         }
-        self.metrics
-            .api_service_foreign
-            .set(i64::from(foreign.is_some()));
+        *foreign = now_foreign;
+        let count = i64::try_from(foreign.len()).unwrap_or(i64::MAX);
+        self.metrics.api_service_foreign.set(count);
         if let Some(leaf) = &state.leaf {
             self.metrics.certificate_not_after.set(leaf.not_after);
         }
@@ -154,7 +155,7 @@ fn name(action: &plan::Action) -> &'static str {
         Action::Promote => "promote-next-ca",
         Action::DropPrevious => "drop-previous-ca",
         Action::PublishBundle(_) => "publish-bundle",
-        Action::PatchApiService(_) => "patch-api-service",
+        Action::PatchApiService { .. } => "patch-api-service",
         Action::IssueLeaf(Cause::Unusable) => "issue-certificate",
         Action::IssueLeaf(Cause::Expiring) => "renew-certificate",
         Action::IssueLeaf(Cause::Rotation) => "rotate-certificate",

@@ -58,7 +58,7 @@ pub struct Leaf {
     pub by_bundle: bool,
 }
 
-/// The APIService of external.metrics.k8s.io.
+/// An APIService that we may serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApiService {
     /// There is none.
@@ -80,8 +80,8 @@ pub struct State {
     pub bundle: Option<String>,
     /// CA certificates that `bundle` holds, still valid.
     pub bundle_certs: Vec<CaCert>,
-    /// From the APIService.
-    pub api_service: ApiService,
+    /// Of each APIService that we may serve, by name.
+    pub api_services: Vec<(String, ApiService)>,
 }
 
 /// Why a serving certificate is issued; for the log.
@@ -111,8 +111,13 @@ pub enum Action {
     DropPrevious,
     /// Write the bundle to the ConfigMap.
     PublishBundle(String),
-    /// Write the bundle to the APIService.
-    PatchApiService(String),
+    /// Write the bundle to an APIService.
+    PatchApiService {
+        /// Its name.
+        name: String,
+        /// The bundle.
+        bundle: String,
+    },
     /// Issue a serving certificate by the current CA.
     IssueLeaf(Cause),
 }
@@ -145,8 +150,13 @@ pub fn plan(state: &State, lifetimes: &Lifetimes, now: Unix) -> Vec<Action> {
     if state.bundle.as_ref() != Some(&bundle) {
         actions.push(Action::PublishBundle(bundle.clone()));
     }
-    if matches!(&state.api_service, ApiService::Ours(b) if *b != bundle) {
-        actions.push(Action::PatchApiService(bundle));
+    for (name, api_service) in &state.api_services {
+        if matches!(api_service, ApiService::Ours(b) if *b != bundle) {
+            actions.push(Action::PatchApiService {
+                name: name.clone(),
+                bundle: bundle.clone(),
+            });
+        }
     }
     if let Some(cause) = leaf_cause(state, ca, lifetimes, now) {
         actions.push(Action::IssueLeaf(cause));

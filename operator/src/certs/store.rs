@@ -27,7 +27,7 @@ const PROMOTED: &str = "ebpfscaler.io/promoted";
 /// Names of the objects.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// Where all but the APIService live.
+    /// Where all but the APIServices live.
     pub namespace: String,
     /// Secret of the CA.
     pub ca_secret: String,
@@ -35,9 +35,9 @@ pub struct Names {
     pub tls_secret: String,
     /// ConfigMap of the bundle, key `ca.crt`.
     pub bundle: String,
-    /// The APIService.
-    pub api_service: String,
-    /// The Service that the APIService must point to.
+    /// The APIServices that may be ours.
+    pub api_services: Vec<String>,
+    /// The Service that an APIService must point to.
     pub service: String,
     /// What the serving certificate must name.
     pub dns_names: Vec<String>,
@@ -49,7 +49,7 @@ pub struct Raw {
     ca: Option<Secret>,
     tls: Option<Secret>,
     bundle: Option<ConfigMap>,
-    api_service: Option<APIService>,
+    api_services: Vec<Option<APIService>>,
 }
 
 /// Access to the objects.
@@ -124,17 +124,19 @@ impl Store {
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn read(&self, now: Unix) -> kube::Result<(State, Raw)> {
-        let (ca, tls, bundle, api_service) = tokio::try_join!(
+        let names = self.names.api_services.iter();
+        let api_services = names.map(|name| self.api_services.get_opt(name));
+        let (ca, tls, bundle, api_services) = tokio::try_join!(
             self.secrets.get_opt(&self.names.ca_secret),
             self.secrets.get_opt(&self.names.tls_secret),
             self.configmaps.get_opt(&self.names.bundle),
-            self.api_services.get_opt(&self.names.api_service),
+            futures::future::try_join_all(api_services),
         )?;
         let raw = Raw {
             ca,
             tls,
             bundle,
-            api_service,
+            api_services,
         };
         Ok((self.state(&raw, now), raw))
     }
@@ -161,23 +163,11 @@ impl Store {
                 by_bundle: ca.as_ref().is_some_and(|ca| by(&plan::bundle(ca))),
             })
         });
-        let api_service = match &raw.api_service {
-            None => ApiService::Absent,
-            Some(object) => {
-                let spec = object.spec.clone().unwrap_or_default();
-                let service = spec.service.unwrap_or_default();
-                let name = (
-                    service.namespace.unwrap_or_default(),
-                    service.name.unwrap_or_default(),
-                );
-                if name == (self.names.namespace.clone(), self.names.service.clone()) {
-                    let bytes = spec.ca_bundle.unwrap_or_default().0;
-                    ApiService::Ours(String::from_utf8(bytes).unwrap_or_default())
-                } else {
-                    ApiService::Foreign(format!("{}/{}", name.0, name.1))
-                }
-            }
-        };
+        let names = self.names.api_services.iter().cloned();
+        let found = raw
+            .api_services
+            .iter()
+            .map(|o| self.api_service(o.as_ref()));
         State {
             bundle_certs: bundle
                 .as_deref()
@@ -186,7 +176,23 @@ impl Store {
             ca,
             leaf,
             bundle,
-            api_service,
+            api_services: names.zip(found).collect(),
+        }
+    }
+
+    fn api_service(&self, object: Option<&APIService>) -> ApiService {
+        let Some(object) = object else {
+            return ApiService::Absent;
+        };
+        let spec = object.spec.clone().unwrap_or_default();
+        let service = spec.service.unwrap_or_default();
+        let namespace = service.namespace.unwrap_or_default();
+        let name = service.name.unwrap_or_default();
+        if namespace == self.names.namespace && name == self.names.service {
+            let bytes = spec.ca_bundle.unwrap_or_default().0;
+            ApiService::Ours(String::from_utf8(bytes).unwrap_or_default())
+        } else {
+            ApiService::Foreign(format!("{namespace}/{name}"))
         }
     }
 
@@ -304,7 +310,9 @@ impl Store {
                 }
             }
             Action::PublishBundle(bundle) => self.publish(raw, bundle).await?,
-            Action::PatchApiService(bundle) => self.patch_api_service(raw, bundle).await?,
+            Action::PatchApiService { name, bundle } => {
+                self.patch_api_service(raw, name, bundle).await?;
+            }
             Action::IssueLeaf(_) => {
                 let Some((ca, _)) = raw.ca.as_ref().and_then(pairs) else {
                     return Err(super::Error::Gone);
@@ -350,21 +358,16 @@ impl Store {
         Ok(())
     }
 
-    async fn patch_api_service(&self, raw: &Raw, bundle: &str) -> kube::Result<()> {
-        let version = raw
-            .api_service
-            .as_ref()
-            .and_then(|a| a.metadata.resource_version.clone());
+    async fn patch_api_service(&self, raw: &Raw, name: &str, bundle: &str) -> kube::Result<()> {
+        let mut objects = raw.api_services.iter().flatten();
+        let object = objects.find(|o| o.metadata.name.as_deref() == Some(name));
+        let version = object.and_then(|o| o.metadata.resource_version.clone());
         let patch = json!({
             "metadata": { "resourceVersion": version },
             "spec": { "caBundle": ByteString(bundle.as_bytes().to_vec()), "insecureSkipTLSVerify": null },
         });
         self.api_services
-            .patch(
-                &self.names.api_service,
-                &PatchParams::default(),
-                &Patch::Merge(patch),
-            )
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
             .await?;
         Ok(())
     }

@@ -33,13 +33,21 @@ impl World {
                 leaf: None,
                 bundle: None,
                 bundle_certs: vec![],
-                api_service: ApiService::Ours(String::new()),
+                api_services: vec![
+                    ("external".into(), ApiService::Ours(String::new())),
+                    ("custom".into(), ApiService::Absent),
+                ],
             },
             leaf_by: None,
             made: 0,
             log: vec![],
             seen: vec![],
         }
+    }
+
+    fn api_service(&mut self, name: &str, found: ApiService) {
+        let mut all = self.state.api_services.iter_mut();
+        all.find(|(n, _)| n == name).unwrap().1 = found;
     }
 
     fn make(&mut self) -> CaCert {
@@ -111,7 +119,9 @@ impl World {
                 self.seen.push((now, b.clone()));
                 self.state.bundle = Some(b);
             }
-            Action::PatchApiService(b) => self.state.api_service = ApiService::Ours(b),
+            Action::PatchApiService { name, bundle } => {
+                self.api_service(&name, ApiService::Ours(bundle))
+            }
             Action::IssueLeaf(_) => {
                 let ca = self.state.ca.as_ref().unwrap();
                 self.leaf_by = Some(ca.current.pem.clone());
@@ -206,7 +216,7 @@ fn whatever_is_deleted_comes_back() {
     w.settle();
     w.state.leaf = None;
     w.settle();
-    w.state.api_service = ApiService::Ours("somebody emptied it".into());
+    w.api_service("external", ApiService::Ours("somebody emptied it".into()));
     w.settle();
     assert_eq!(
         w.log,
@@ -217,9 +227,29 @@ fn whatever_is_deleted_comes_back() {
 #[test]
 fn a_foreign_api_service_is_left_alone() {
     let mut w = World::new();
-    w.state.api_service = ApiService::Foreign("keda/keda-operator-metrics-apiserver".into());
+    let keda = ApiService::Foreign("keda/keda-operator-metrics-apiserver".into());
+    w.api_service("external", keda);
     w.settle();
     assert_eq!(w.log, ["create-ca", "publish-bundle", "issue-certificate"]);
+}
+
+#[test]
+fn each_api_service_of_ours_gets_the_bundle_whatever_the_others_are() {
+    let mut w = World::new();
+    let keda = ApiService::Foreign("keda/keda-operator-metrics-apiserver".into());
+    w.api_service("external", keda.clone());
+    w.settle();
+    w.log.clear();
+    // Custom metrics are switched on later.
+    w.api_service("custom", ApiService::Ours(String::new()));
+    w.settle();
+    assert_eq!(w.log, ["patch-api-service"]);
+    let bundle = w.state.bundle.clone().unwrap();
+    let expected = [
+        ("external".to_owned(), keda),
+        ("custom".to_owned(), ApiService::Ours(bundle)),
+    ];
+    assert_eq!(w.state.api_services, expected);
 }
 
 #[test]
