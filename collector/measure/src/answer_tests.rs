@@ -12,6 +12,9 @@ use crate::series::Sample;
 /// What changes while it is measured: agents, pods, replicas.
 #[path = "answer_tests/changes.rs"]
 mod changes;
+/// The rules of docs/truth.md that no story of another file tells.
+#[path = "answer_tests/truth.rs"]
+mod truth;
 
 const SECOND: u64 = 1_000_000;
 const TICK: u64 = 250_000;

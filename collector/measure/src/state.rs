@@ -46,12 +46,14 @@ impl State {
             let pod = index.by_cgroup_uid(uid);
             pod.is_some_and(|p| p.facts.node.as_deref().is_some_and(|n| n != node))
         };
-        let Some(known) = self.nodes.get_mut(node) else {
+        let Some((name, _)) = self.nodes.get_key_value(node) else {
             return Received {
                 late: true,
                 ..Received::default()
             };
         };
+        let name = name.clone();
+        let known = self.nodes.entry(name.clone()).or_default();
         let own = batch.samples.iter().filter(|(uid, _)| !elsewhere(uid));
         let counters: Vec<_> = own
             .map(|(uid, s)| (uid.clone(), s.epoch, s.counters.requests))
@@ -62,7 +64,7 @@ impl State {
             let log = known.log();
             for (uid, epoch, requests) in counters {
                 if log.is_some_and(|l| l.pod(&uid).is_some()) {
-                    self.tally.read(&uid, epoch, requests, now);
+                    self.tally.read((&uid, &name), (epoch, requests), now);
                 }
             }
         }

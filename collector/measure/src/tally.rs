@@ -30,21 +30,29 @@ struct Counted {
 /// Requests by pod that are not yet credited to a workload.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    pods: HashMap<Arc<str>, Counted>,
+    /// By UID and the node that reported it: until it is known where a pod runs, two nodes may say that it is
+    /// theirs, and only the one that is right counts.
+    pods: HashMap<(Arc<str>, Arc<str>), Counted>,
     named: HashSet<Workload>,
 }
 
 impl Tally {
-    /// A pod's cumulative counter was read. An older reading changes nothing.
-    pub fn read(&mut self, uid: &Arc<str>, epoch: u64, requests: u64, now: Time) {
-        let Some(pod) = self.pods.get_mut(uid) else {
+    /// A pod's cumulative counter was read on a node. An older reading changes nothing.
+    pub fn read(
+        &mut self,
+        (uid, node): (&Arc<str>, &Arc<str>),
+        (epoch, requests): (u64, u64),
+        now: Time,
+    ) {
+        let key = (uid.clone(), node.clone());
+        let Some(pod) = self.pods.get_mut(&key) else {
             let first = Counted {
                 epoch,
                 requests,
                 outstanding: requests,
                 seen: now,
             };
-            self.pods.insert(uid.clone(), first);
+            self.pods.insert(key, first);
             return;
         };
         let added = if pod.epoch == epoch {
@@ -62,13 +70,17 @@ impl Tally {
     /// yet stays.
     pub fn drain(&mut self, index: &Index) -> HashMap<Workload, u64> {
         let mut added = HashMap::new();
-        for (uid, counted) in &mut self.pods {
+        for ((uid, node), counted) in &mut self.pods {
             if counted.outstanding == 0 {
                 continue;
             }
             let Some(pod) = index.by_cgroup_uid(uid) else {
                 continue;
             };
+            if pod.facts.node.as_ref().is_some_and(|n| n != node) {
+                counted.outstanding = 0;
+                continue;
+            }
             let name = index
                 .workload(pod)
                 .map_or(pod.facts.name.as_str(), |(_, name)| name);
@@ -87,8 +99,9 @@ impl Tally {
 
     /// Forgets pods that have gone.
     pub fn sweep(&mut self, index: &Index, now: Time) {
-        self.pods.retain(|uid, counted| {
+        self.pods.retain(|(uid, node), counted| {
             let known = index.by_cgroup_uid(uid);
+            let known = known.filter(|pod| pod.facts.node.as_ref().is_none_or(|n| n == node));
             known.is_some_and(|pod| pod.gone.is_none()) || now.since(counted.seen) <= REMEMBER
         });
     }
@@ -114,6 +127,10 @@ mod tests {
         }
     }
 
+    fn read(tally: &mut Tally, uid: &str, reading: (u64, u64), now: Time) {
+        tally.read((&uid.into(), &"n1".into()), reading, now);
+    }
+
     fn at(seconds: u64) -> Time {
         Time::default().plus(seconds * 1_000_000)
     }
@@ -128,9 +145,9 @@ mod tests {
         index.apply(pod("a", Some("web")), false, at(0));
         index.apply(pod("b", Some("web")), false, at(0));
         index.apply(pod("lone", None), false, at(0));
-        tally.read(&"a".into(), 1, 10, at(1));
-        tally.read(&"b".into(), 2, 5, at(1));
-        tally.read(&"lone".into(), 3, 1, at(1));
+        read(&mut tally, "a", (1, 10), at(1));
+        read(&mut tally, "b", (2, 5), at(1));
+        read(&mut tally, "lone", (3, 1), at(1));
         let added = tally.drain(&index);
         assert_eq!(
             (of(&added, "web"), of(&added, "pod-lone")),
@@ -138,7 +155,7 @@ mod tests {
         );
 
         index.delete("a", at(2));
-        tally.read(&"a".into(), 1, 12, at(2));
+        read(&mut tally, "a", (1, 12), at(2));
         assert_eq!(of(&tally.drain(&index), "web"), Some(2));
         assert!(
             tally.drain(&index).is_empty(),
@@ -151,7 +168,7 @@ mod tests {
         let (mut index, mut tally) = (Index::default(), Tally::default());
         index.apply(pod("a", Some("web")), false, at(0));
         for requests in [10, 10, 7, 12] {
-            tally.read(&"a".into(), 1, requests, at(1));
+            read(&mut tally, "a", (1, requests), at(1));
         }
         assert_eq!(of(&tally.drain(&index), "web"), Some(12));
     }
@@ -160,15 +177,15 @@ mod tests {
     fn another_epoch_counts_from_zero() {
         let (mut index, mut tally) = (Index::default(), Tally::default());
         index.apply(pod("a", Some("web")), false, at(0));
-        tally.read(&"a".into(), 1, 100, at(1));
-        tally.read(&"a".into(), 2, 3, at(2));
+        read(&mut tally, "a", (1, 100), at(1));
+        read(&mut tally, "a", (2, 3), at(2));
         assert_eq!(of(&tally.drain(&index), "web"), Some(103));
     }
 
     #[test]
     fn requests_of_a_pod_not_yet_known_wait_for_it() {
         let (mut index, mut tally) = (Index::default(), Tally::default());
-        tally.read(&"a".into(), 1, 4, at(1));
+        read(&mut tally, "a", (1, 4), at(1));
         assert!(tally.drain(&index).is_empty());
         tally.sweep(&index, at(5));
         index.apply(pod("a", Some("web")), false, at(6));
