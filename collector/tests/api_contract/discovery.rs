@@ -1,6 +1,8 @@
 //! What clients learn of us before they ask: groups, resources, OpenAPI.
 
 use ebpf_scaler_measure::Metric;
+use k8s_metrics::custom_metrics::v1beta2::MetricValueList;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroup, APIGroupList, APIResourceList};
 use serde_json::{Value, json};
 
@@ -272,4 +274,42 @@ async fn whoever_may_not_see_a_path_learns_nothing_of_it() {
         world.request("DELETE", &ann, GROUP).await.unwrap().status,
         405
     );
+}
+
+#[tokio::test]
+async fn a_kubernetes_client_finds_its_way() {
+    let world = World::with(
+        |cluster| cluster.pod("web-1", "n1", |_| {}),
+        &["--custom-metrics"],
+    )
+    .await;
+    let mut agent = world.agent("n1").await;
+    agent.steady(&["web-1"], 10).await;
+    agent.stay();
+    let client = world.client("ann");
+    let groups = client.list_api_groups_aggregated().await.unwrap();
+    assert_eq!(groups.items.len(), 2);
+    for (name, version) in [
+        ("external.metrics.k8s.io", "v1beta1"),
+        ("custom.metrics.k8s.io", "v1beta2"),
+    ] {
+        let group = kube::discovery::group(&client, name).await.unwrap();
+        assert_eq!(group.preferred_version_or_latest(), version);
+    }
+    let get = |path: &str| {
+        let request = axum::http::Request::get(path);
+        client.request::<Value>(request.body(Vec::new()).unwrap())
+    };
+    let path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/shop/pods/*/requests_per_second";
+    eventually("a value", || async { get(path).await.is_ok() }).await;
+    let list: MetricValueList<Pod> = serde_json::from_value(get(path).await.unwrap()).unwrap();
+    assert_eq!(list.items[0].value.0, "40");
+    let path = format!("{GROUP}/namespaces/shop/no_such_metric");
+    match get(&path).await {
+        Err(kube::Error::Api(status)) => {
+            assert!(status.is_not_found(), "{status:?}");
+            assert!(status.message.contains("requests_per_second"), "{status:?}");
+        }
+        other => panic!("{other:?}"),
+    }
 }

@@ -192,6 +192,18 @@ impl World {
         })
     }
 
+    /// The client that Rust programs use, for a user with a token.
+    pub fn client(&self, user: &str) -> kube::Client {
+        self.cluster.token(user, &[], json!({"username": user}));
+        let uri = format!("https://{}", self.running.api);
+        let mut config = kube::Config::new(uri.parse().unwrap());
+        let ca = CertificateDer::from_pem_slice(self.serving_ca.pem.as_bytes()).unwrap();
+        config.root_cert = Some(vec![ca.to_vec()]);
+        config.tls_server_name = Some("ebpf-scaler-apiserver.ebpf-scaler.svc".into());
+        config.auth_info.token = Some(user.to_owned().into());
+        kube::Client::try_from(config).unwrap()
+    }
+
     /// Asks for a metric of namespace shop as a user who may.
     pub async fn metric(&self, metric: &str, selector: &str) -> Reply {
         let path = format!(
