@@ -265,6 +265,18 @@ async fn what_can_not_be_answered_says_why() {
             "there are those of pods and deployments.apps",
         ),
         (
+            "metrics/shop/requests_per_second",
+            404,
+            "NotFound",
+            "there are those of pods and deployments.apps",
+        ),
+        (
+            "pods/*/requests_per_second?labelSelector=ebpfscaler.io%2Fwindow%3D3s",
+            400,
+            "BadRequest",
+            "belongs into metricLabelSelector",
+        ),
+        (
             "deployments.apps/nope/requests_per_second",
             404,
             "NotFound",
@@ -280,7 +292,7 @@ async fn what_can_not_be_answered_says_why() {
             "deployments.apps/web/requests_per_second?labelSelector=a%3Db",
             400,
             "BadRequest",
-            "picked by its name",
+            "other objects are picked by name",
         ),
         (
             "pods/*/requests_per_second?labelSelector=a+b",
@@ -304,7 +316,7 @@ async fn what_can_not_be_answered_says_why() {
             "pods/*/requests_per_second?labelSelector=ebpfscaler.io%2Fgroup-by%3Dpod",
             400,
             "BadRequest",
-            "nothing to group",
+            "belongs into metricLabelSelector",
         ),
         (
             "pods/*/requests_per_second?watch=true",

@@ -3,7 +3,8 @@
 use ebpf_scaler_measure::Metric;
 use serde_json::{Value, json};
 
-use super::{GROUP, OWNERS, VERSIONS};
+use super::question::OWNERS;
+use super::{GROUP, VERSIONS};
 use crate::apiserver::discovery::{Group, Resource, Version};
 use crate::apiserver::openapi::{Operation, REF};
 
