@@ -59,7 +59,7 @@ fn the_example_of_the_documentation_gives_what_it_says() {
     let report: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     let deciders = report["outcomes"].as_array().unwrap().iter();
     let deciders: Vec<&str> = deciders.map(|o| o["decider"].as_str().unwrap()).collect();
-    assert_eq!(deciders, ["ebpf-scaler", "hpa", "hpa-cpu", "kpa"]);
+    assert_eq!(deciders, ["ebpfscaler", "hpa", "hpa-cpu", "kpa"]);
     assert_eq!(
         report["outcomes"][0]["changes"][0]["reason"],
         "BurstAboveTarget"

@@ -2,8 +2,8 @@
 //! Each looks at its own time. Never changes a pod itself.
 
 use ebpf_scaler_decide::{
-    History, Metric, Objective, Observation, Policy, Reading, Sample, Target, Time, WindowSample,
-    decide,
+    History, Metric, Objective, Observation, Policy, Profile, Reading, Sample, Target, Time,
+    WindowSample, decide,
 };
 
 use crate::{
@@ -17,7 +17,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// The scaler itself, with each report of a node, as the operator does.
+    /// The scaler itself, with each report of a node, as the operator does; with the profile HPA each 15 s.
+    #[serde(rename = "ebpfscaler")]
     EbpfScaler,
     /// The same metrics and bounds in an HPA on our external metrics, each 15 s.
     Hpa,
@@ -127,15 +128,15 @@ impl Decider {
 
     /// Whether it looks whenever a node has reported.
     pub(crate) fn follows_reports(&self) -> bool {
-        self.kind == Kind::EbpfScaler
+        self.kind == Kind::EbpfScaler && self.policy.profile != Profile::Hpa
     }
 
     /// When it looks next by itself.
     pub(crate) fn next(&self, now: u64) -> Option<u64> {
         let next = |phase: u64| now + SYNC - (now + SYNC - phase) % SYNC;
         match self.kind {
-            Kind::EbpfScaler => None,
-            Kind::Hpa => Some(next(self.phases.0)),
+            Kind::EbpfScaler if self.follows_reports() => None,
+            Kind::EbpfScaler | Kind::Hpa => Some(next(self.phases.0)),
             Kind::HpaCpu => Some(next(self.phases.0).min(next(self.phases.1))),
             Kind::Kpa => self.kpa.as_ref().map(|k| k.next(now)),
         }

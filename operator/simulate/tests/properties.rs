@@ -62,6 +62,18 @@ fn every_decider_answers_every_family_the_same_each_time() {
 }
 
 #[test]
+fn a_scaler_with_the_profile_hpa_is_decided_as_an_hpa() {
+    let mut scenario = by_rate();
+    scenario.policy = scenario.hpa.clone();
+    let trace = Synthetic::new(FAMILIES[0], 5).trace();
+    let [ours, hpa] =
+        [Kind::EbpfScaler, Kind::Hpa].map(|kind| run(&scenario, &trace, kind, 1).unwrap());
+    assert!(!ours.changes.is_empty());
+    assert_eq!(ours.changes, hpa.changes);
+    assert_eq!(ours.seconds, hpa.seconds);
+}
+
+#[test]
 fn a_metric_that_knative_does_not_know_has_no_outcome() {
     let mut scenario = scenario(metric(
         Objective::Latency { share: 0.99 },
