@@ -6,6 +6,7 @@ use serde_json::Value;
 
 pub mod duration;
 pub mod quantity;
+pub mod signals;
 pub mod v1alpha1;
 
 pub use duration::HumanDuration;

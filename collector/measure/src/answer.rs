@@ -377,7 +377,7 @@ impl Tally<'_> {
 
 /// Pods that match but are not expected, by what they are instead.
 #[derive(Default)]
-struct Others {
+pub(crate) struct Others {
     matched: usize,
     pending: usize,
     settling: usize,
@@ -385,7 +385,7 @@ struct Others {
 }
 
 impl Others {
-    fn count(&mut self, pod: &Pod) {
+    pub(crate) fn count(&mut self, pod: &Pod) {
         if pod.gone.is_some() {
             return;
         }

@@ -76,11 +76,19 @@ pub struct Pod {
     pub facts: PodFacts,
     /// Since when it is known to run
     pub running_since: Option<Time>,
+    /// When all of its containers were seen to have ended
+    pub ended: Option<Time>,
     /// When it was deleted
     pub gone: Option<Time>,
 }
 
 impl Pod {
+    /// When it was seen to be over, whether its object is still there or not.
+    pub fn over(&self) -> Option<Time> {
+        let ended = self.ended.into_iter().chain(self.gone);
+        ended.min()
+    }
+
     /// The UID that its cgroup carries.
     pub fn cgroup_uid(&self) -> &Arc<str> {
         self.facts.mirror_hash.as_ref().unwrap_or(&self.facts.uid)
@@ -122,6 +130,10 @@ impl Index {
             (Phase::Running, None) => Some(now),
             _ => None,
         };
+        let ended = match facts.phase {
+            Phase::Succeeded | Phase::Failed => before.and_then(|p| p.ended).or(Some(now)),
+            _ => None,
+        };
         if before.is_some_and(|p| p.gone.is_some()) {
             self.gone -= 1;
         }
@@ -135,6 +147,7 @@ impl Index {
         let pod = Pod {
             facts,
             running_since,
+            ended,
             gone: None,
         };
         self.pods.insert(pod.facts.uid.clone(), pod);
@@ -209,14 +222,24 @@ impl Index {
         pods.filter_map(|p| p.facts.node.clone()).collect()
     }
 
+    /// Namespaces that have pods, or had some lately, in order.
+    pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
+        self.by_namespace.keys().cloned().collect()
+    }
+
+    /// The pods of a namespace, also those that have gone lately, in a stable order.
+    pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Pod> {
+        let uids = self.by_namespace.get(namespace).into_iter().flatten();
+        uids.filter_map(|uid| self.pods.get(uid))
+    }
+
     /// The pods of a namespace that `selector` picks, also those that have gone lately, in a stable order.
     pub fn matching<'a>(
         &'a self,
         namespace: &str,
         selector: &'a Selector,
     ) -> impl Iterator<Item = &'a Pod> {
-        let uids = self.by_namespace.get(namespace).into_iter().flatten();
-        uids.filter_map(|uid| self.pods.get(uid))
+        self.of_namespace(namespace)
             .filter(|pod| selector.matches(|key| self.label(pod, key)))
     }
 

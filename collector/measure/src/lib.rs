@@ -9,11 +9,13 @@ pub mod quantile;
 pub mod query;
 pub mod selector;
 pub mod series;
+pub mod signals;
 pub mod state;
 mod sum;
 pub mod tally;
 pub mod time;
 pub mod totals;
+mod view;
 
 pub use answer::{Answer, AnswerError, PodValue, WindowValue};
 pub use metric::{Aggregation, Distribution, Family, Metric, Unit, Window};

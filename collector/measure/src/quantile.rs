@@ -117,6 +117,14 @@ impl Merged {
         self.total = self.total.saturating_add(other.total);
     }
 
+    /// Makes it empty again.
+    pub fn clear(&mut self) {
+        if self.total > 0 {
+            self.counts.fill(0);
+            self.total = 0;
+        }
+    }
+
     /// How many events are in it.
     pub fn total(&self) -> u64 {
         self.total

@@ -61,7 +61,7 @@ impl Sum {
 }
 
 /// What a metric counts, per second of which it is the value, and how many events that was.
-fn amount_and_events(metric: Metric, get: impl Fn(Total) -> f64) -> (f64, f64) {
+pub(crate) fn amount_and_events(metric: Metric, get: impl Fn(Total) -> f64) -> (f64, f64) {
     use Metric as M;
     let packets = || get(Total::ReceivePackets) + get(Total::TransmitPackets);
     let (amount, events) = match metric {

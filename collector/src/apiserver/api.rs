@@ -15,7 +15,7 @@ use super::hub::Hub;
 use super::identity::{Peer, User};
 use super::reviews::Action;
 use super::status::Failure;
-use super::{custom, discovery, external};
+use super::{custom, discovery, external, signals};
 use crate::admin::Readiness;
 
 /// All routes of the API port; with custom.metrics.k8s.io if `custom_metrics`.
@@ -26,8 +26,8 @@ pub fn router(hub: Arc<Hub>, readiness: Readiness, custom_metrics: bool) -> Rout
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()).into_response(),
         }
     };
-    let mut groups = vec![external::group()];
-    let mut resources = external::router();
+    let mut groups = vec![external::group(), signals::group()];
+    let mut resources = external::router().merge(signals::router());
     if custom_metrics {
         groups.push(custom::group());
         resources = resources.merge(custom::router());
@@ -51,7 +51,8 @@ pub fn router(hub: Arc<Hub>, readiness: Readiness, custom_metrics: bool) -> Rout
         .with_state(hub)
 }
 
-fn not_found(path: &str) -> Failure {
+/// What a path gets at which nothing is served.
+pub fn not_found(path: &str) -> Failure {
     Failure::new(
         404,
         format!("the server could not find the requested resource ({path})"),

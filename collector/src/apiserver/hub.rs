@@ -12,6 +12,7 @@ use super::demand::Demand;
 use super::identity::{LiveTrust, User};
 use super::metrics::{FamilyLabels, Metrics};
 use super::reviews::{Access, Action, Reviews};
+use super::signals::board::Board;
 use super::status::Failure;
 
 /// Shared by everything that serves.
@@ -29,6 +30,8 @@ pub struct Hub {
     pub metrics: Metrics,
     /// Changes with every batch taken in
     pub ingested: watch::Sender<()>,
+    /// What is computed for the readers of signals
+    pub signals: Board,
 }
 
 impl Hub {
@@ -42,6 +45,7 @@ impl Hub {
             trust: LiveTrust::default(),
             metrics,
             ingested: watch::Sender::new(()),
+            signals: Board::default(),
         })
     }
 
@@ -104,6 +108,8 @@ impl Hub {
     pub fn sweep(&self) {
         let (mut state, now) = self.change();
         state.sweep(now);
+        drop(state);
+        self.signals.sweep();
     }
 
     /// What else time changes: counters are drained, demand lapses, gauges follow.

@@ -70,6 +70,10 @@ pub struct Metrics {
     pub denied: Family<ReasonLabels, Counter>,
     /// TLS connections open
     pub connections: Gauge,
+    /// Times that the signals of a namespace, or of all, were computed
+    pub signals_computed: Counter,
+    /// Watches of signals that are open
+    pub signals_watches: Gauge,
     /// Requests of each workload's pods since this replica knows them
     workload_requests: Family<WorkloadLabels, Counter>,
 }
@@ -91,6 +95,8 @@ impl Metrics {
             query_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             denied: Family::default(),
             connections: Gauge::default(),
+            signals_computed: Counter::default(),
+            signals_watches: Gauge::default(),
             workload_requests: Family::default(),
         };
         let m = metrics.clone();
@@ -133,6 +139,16 @@ impl Metrics {
             m.denied,
         );
         r.register("connections", "TLS connections open", m.connections);
+        r.register(
+            "signals_computed",
+            "Times that signals were computed for whoever lists or watches them",
+            m.signals_computed,
+        );
+        r.register(
+            "signals_watches",
+            "Watches of signals that are open",
+            m.signals_watches,
+        );
         r.register(
             "workload_requests",
             "Requests counted for each workload, also by pods that have gone",

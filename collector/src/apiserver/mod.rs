@@ -21,6 +21,7 @@ mod quantity;
 mod report;
 mod reviews;
 mod serve;
+mod signals;
 mod start;
 mod status;
 mod subscribe;

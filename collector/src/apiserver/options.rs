@@ -27,8 +27,10 @@ impl Options {
                 ));
             }
         }
+        // A watch that begins with what is there, from any version, names none.
         if !options.get("resourceVersionMatch").is_empty()
             && options.get("resourceVersion").is_empty()
+            && !options.watch()
         {
             let message = "resourceVersionMatch is forbidden unless resourceVersion is provided";
             return Err(Failure::new(422, message));
@@ -46,10 +48,14 @@ impl Options {
         found.map_or("", |(_, value)| value)
     }
 
-    /// Whether a stream of changes is wanted. As Kubernetes reads booleans in a URL, anything but 0 and false
-    /// is true, also nothing.
+    /// Whether a stream of changes is wanted.
     pub fn watch(&self) -> bool {
-        let value = self.parameters.iter().find(|(key, _)| key == "watch");
+        self.is_true("watch")
+    }
+
+    /// As Kubernetes reads booleans in a URL: anything but 0 and false is true, also nothing.
+    pub fn is_true(&self, name: &str) -> bool {
+        let value = self.parameters.iter().find(|(key, _)| key == name);
         value.is_some_and(|(_, v)| v != "0" && !v.eq_ignore_ascii_case("false"))
     }
 

@@ -119,6 +119,7 @@ pub async fn start(
             readiness.set_not_ready("shutting down");
             tokio::time::sleep(shutdown_delay).await;
             stop.cancel();
+            hub.signals.closed.cancel();
         }
     });
 

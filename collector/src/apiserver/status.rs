@@ -51,8 +51,9 @@ impl Failure {
     }
 }
 
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
+impl Failure {
+    /// The Status object.
+    pub fn status(&self) -> serde_json::Value {
         let mut body = json!({
             "kind": "Status",
             "apiVersion": "v1",
@@ -66,6 +67,13 @@ impl IntoResponse for Failure {
             body["details"]["causes"] =
                 json!([{"reason": cause, "message": body["message"].clone()}]);
         }
+        body
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = self.status();
         let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = json_response(&body);
         *response.status_mut() = code;
