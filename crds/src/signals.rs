@@ -37,7 +37,7 @@ pub struct WorkloadSignals {
     #[serde(default)]
     pub kind: String,
     /// Name and namespace of the workload, and the labels that all of its pods have. Where workloads of several
-    /// kinds in a namespace share a name, the name of all but the first ends in `.` and the kind: `web.cronjob`.
+    /// kinds in a namespace share a name, the name of all but one ends in `.` and the kind: `web.job`.
     #[schemars(schema_with = "metadata_schema")]
     pub metadata: ObjectMeta,
     /// Which workload.

@@ -26,12 +26,13 @@ pub fn router(hub: Arc<Hub>, readiness: Readiness, custom_metrics: bool) -> Rout
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()).into_response(),
         }
     };
-    let mut groups = vec![external::group(), signals::group()];
+    let mut groups = vec![external::group()];
     let mut resources = external::router().merge(signals::router());
     if custom_metrics {
         groups.push(custom::group());
         resources = resources.merge(custom::router());
     }
+    groups.push(signals::group());
     // Every resource asks for its own right; what is no resource asks for that of its path.
     let paths = discovery::router(&groups)
         .fallback(async |request: Request| not_found(request.uri().path()))

@@ -23,6 +23,7 @@ struct Inner {
     events: broadcast::Sender<(String, Value)>,
     tokens: Mutex<HashMap<String, (Vec<String>, Value)>>,
     denied: Mutex<Vec<String>>,
+    confined: Mutex<HashMap<String, String>>,
     reviews: Mutex<Vec<Value>>,
 }
 
@@ -34,6 +35,7 @@ impl Cluster {
             events: broadcast::Sender::new(1024),
             tokens: Mutex::default(),
             denied: Mutex::default(),
+            confined: Mutex::default(),
             reviews: Mutex::default(),
         }))
     }
@@ -84,6 +86,13 @@ impl Cluster {
             .send((kind.to_owned(), json!({"type": event, "object": object})));
     }
 
+    pub fn delete(&self, kind: &str, name: &str) {
+        let key = (kind.to_owned(), name.to_owned());
+        let object = self.0.objects.lock().unwrap().remove(&key).unwrap();
+        let event = json!({"type": "DELETED", "object": object});
+        let _ = self.0.events.send((kind.to_owned(), event));
+    }
+
     /// A token that reviews say yes to for these audiences (empty: the API server's own).
     pub fn token(&self, token: &str, audiences: &[&str], user: Value) {
         let audiences = audiences.iter().map(|a| (*a).to_owned()).collect();
@@ -109,6 +118,12 @@ impl Cluster {
     /// From now on this user may do nothing.
     pub fn deny(&self, user: &str) {
         self.0.denied.lock().unwrap().push(user.to_owned());
+    }
+
+    /// From now on this user may do something in one namespace only.
+    pub fn confine(&self, user: &str, namespace: &str) {
+        let mut confined = self.0.confined.lock().unwrap();
+        confined.insert(user.to_owned(), namespace.to_owned());
     }
 
     /// The specs of all SubjectAccessReviews asked for.
@@ -224,6 +239,9 @@ async fn access_review(
 ) -> Json<Value> {
     let user = review["spec"]["user"].as_str().unwrap_or_default();
     let denied = cluster.0.denied.lock().unwrap().iter().any(|d| d == user);
+    let confined = cluster.0.confined.lock().unwrap().get(user).cloned();
+    let asked = &review["spec"]["resourceAttributes"]["namespace"];
+    let denied = denied || confined.is_some_and(|namespace| *asked != namespace.as_str());
     cluster
         .0
         .reviews

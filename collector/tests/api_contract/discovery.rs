@@ -43,7 +43,9 @@ async fn every_metric_is_a_resource_by_its_real_name() {
     );
     assert_eq!(group.preferred_version.as_ref().unwrap().version, "v1beta1");
     let groups: APIGroupList = read(&world.get(&aggregator, "/apis").await);
-    assert_eq!(groups.groups, [group]);
+    let signals = "/apis/signals.ebpfscaler.io";
+    let signals: APIGroup = read(&world.get(&aggregator, signals).await);
+    assert_eq!(groups.groups, [group, signals]);
     // What is switched off is not there.
     for path in [
         "/apis/custom.metrics.k8s.io",
@@ -89,7 +91,12 @@ async fn aggregated_discovery_has_a_tag_and_is_not_sent_again() {
 
         let items = first.body["items"].as_array().unwrap();
         let names: Vec<_> = items.iter().map(|i| &i["metadata"]["name"]).collect();
-        assert_eq!(names, ["external.metrics.k8s.io", "custom.metrics.k8s.io"]);
+        let expected = [
+            "external.metrics.k8s.io",
+            "custom.metrics.k8s.io",
+            "signals.ebpfscaler.io",
+        ];
+        assert_eq!(names, expected);
         let external = &items[0]["versions"][0];
         assert_eq!(external["version"], "v1beta1");
         assert_eq!(external["freshness"], "Current");
@@ -177,7 +184,8 @@ async fn openapi_of_both_versions_names_what_can_be_asked() {
         [
             "apis/custom.metrics.k8s.io/v1beta1",
             "apis/custom.metrics.k8s.io/v1beta2",
-            "apis/external.metrics.k8s.io/v1beta1"
+            "apis/external.metrics.k8s.io/v1beta1",
+            "apis/signals.ebpfscaler.io/v1alpha1"
         ]
     );
     let mut ids = Vec::new();
@@ -222,7 +230,7 @@ async fn openapi_of_both_versions_names_what_can_be_asked() {
     ids.dedup();
     assert_eq!(
         ids.len(),
-        5,
+        11,
         "every operation has a name of its own: {ids:?}"
     );
     // kube-apiserver asks for JSON; who takes protobuf only is told so.
@@ -288,10 +296,11 @@ async fn a_kubernetes_client_finds_its_way() {
     agent.stay();
     let client = world.client("ann");
     let groups = client.list_api_groups_aggregated().await.unwrap();
-    assert_eq!(groups.items.len(), 2);
+    assert_eq!(groups.items.len(), 3);
     for (name, version) in [
         ("external.metrics.k8s.io", "v1beta1"),
         ("custom.metrics.k8s.io", "v1beta2"),
+        ("signals.ebpfscaler.io", "v1alpha1"),
     ] {
         let group = kube::discovery::group(&client, name).await.unwrap();
         assert_eq!(group.preferred_version_or_latest(), version);

@@ -13,5 +13,6 @@ mod discovery;
 mod identities;
 mod pki;
 mod queries;
+mod signals;
 mod streams;
 mod world;

@@ -18,7 +18,7 @@ const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/js
 const WAIT: Duration = Duration::from_secs(20);
 
 /// Two pods of web on one node with 40 requests/s each, whose threads wait behind a pod of another namespace,
-/// and a CronJob's pod of the same name.
+/// and a Job's pod of the same name.
 async fn shop() -> (World, Agent) {
     let world = World::with(
         |cluster| {
@@ -26,7 +26,7 @@ async fn shop() -> (World, Agent) {
             cluster.pod("web-2", "n1", |pod| pod["metadata"]["labels"]["tier"] = json!("gold"));
             cluster.pod("web-3", "n1", |pod| {
                 pod["metadata"]["ownerReferences"] = json!([{
-                    "apiVersion": "batch/v1", "kind": "CronJob", "name": "web", "uid": "u", "controller": true,
+                    "apiVersion": "batch/v1", "kind": "Job", "name": "web", "uid": "u", "controller": true,
                 }]);
             });
             cluster.pod("batch-7", "n1", |pod| {
@@ -75,21 +75,37 @@ fn samples(requests: u64) -> Vec<proto::PodSample> {
     samples
 }
 
+fn events(text: &str) -> Vec<Value> {
+    let lines = text.lines().map(serde_json::from_str);
+    lines.collect::<Result<_, _>>().unwrap()
+}
+
 /// As kubectl prints a table: columns of priority 0, or all.
 fn print(table: &Value, wide: bool) -> String {
     let columns = table["columnDefinitions"].as_array().unwrap();
     let shown: Vec<_> = (0..columns.len())
         .filter(|i| wide || columns[*i]["priority"] == 0)
         .collect();
-    let text = |cell: &Value| cell.as_str().map_or_else(|| cell.to_string(), str::to_owned);
-    let mut lines = vec![shown.iter().map(|i| text(&columns[*i]["name"]).to_uppercase()).collect::<Vec<_>>()];
+    let text = |cell: &Value| {
+        cell.as_str()
+            .map_or_else(|| cell.to_string(), str::to_owned)
+    };
+    let mut lines = vec![
+        shown
+            .iter()
+            .map(|i| text(&columns[*i]["name"]).to_uppercase())
+            .collect::<Vec<_>>(),
+    ];
     for row in table["rows"].as_array().unwrap() {
         lines.push(shown.iter().map(|i| text(&row["cells"][*i])).collect());
     }
     let width = |i: usize| lines.iter().map(|l| l[i].len()).max().unwrap();
     let widths: Vec<_> = (0..shown.len()).map(width).collect();
     let pad = |line: &Vec<String>| {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
     };
     lines.iter().map(pad).collect::<Vec<_>>().join("\n")
@@ -105,35 +121,62 @@ async fn table(world: &World, path: &str) -> Value {
     reply.body
 }
 
+/// The table of a path once it prints like this: on a busy machine reports may be late for a moment.
+async fn prints(world: &World, path: &str, expected: &str) -> Value {
+    let deadline = std::time::Instant::now() + WAIT;
+    loop {
+        let table = table(world, path).await;
+        let printed = print(&table, false);
+        if printed == expected {
+            return table;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{printed}\ninstead of\n{expected}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test]
 async fn kubectl_prints_a_table() {
     let (world, _agent) = shop().await;
-    let workloads = table(&world, &format!("{SHOP}/workloadsignals?limit=500")).await;
-    assert_eq!(
-        print(&workloads, false),
+    let workloads = prints(
+        &world,
+        &format!("{SHOP}/workloadsignals?limit=500"),
         "\
-NAME          KIND         PODS   REQ/S   IN-FLIGHT   ERR/S   P99      RUNQ-P99   RUNQ-CAUSE      RX          TX          COVERAGE   AGE
-web           Deployment   2      80      0           0       1.02ms   25.6ms     OtherPods 80%   78.1KiB/s   7.63MiB/s   100%       0s
-web.cronjob   CronJob      1      0       0           0       -        -          -               0B/s        0B/s        100%       0s"
-    );
-    let pods = table(&world, &format!("{SHOP}/podsignals")).await;
-    assert_eq!(
-        print(&pods, false),
+NAME      KIND         PODS   REQ/S   IN-FLIGHT   ERR/S   P99      RUNQ-P99   RUNQ-CAUSE      RX          TX          COVERAGE   AGE
+web       Deployment   2      80      0           0       1.02ms   26.6ms     OtherPods 80%   78.1KiB/s   7.63MiB/s   100%       0s
+web.job   Job          1      0       0           0       -        -          -               0B/s        0B/s        100%       0s",
+    )
+    .await;
+    let pods = prints(
+        &world,
+        &format!("{SHOP}/podsignals"),
         "\
 NAME    NODE   READY   REQ/S   IN-FLIGHT   ERR/S   P99      RUNQ-P99   RUNQ-CAUSE      RX          TX          COVERAGE   AGE
-web-1   n1     True    40      0           0       1.02ms   25.6ms     OtherPods 80%   39.1KiB/s   3.81MiB/s   live       0s
-web-2   n1     True    40      0           0       1.02ms   25.6ms     OtherPods 80%   39.1KiB/s   3.81MiB/s   live       0s
-web-3   n1     True    0       0           0       -        -          -               0B/s        0B/s        live       0s"
-    );
+web-1   n1     True    40      0           0       1.02ms   26.6ms     OtherPods 80%   39.1KiB/s   3.81MiB/s   live       0s
+web-2   n1     True    40      0           0       1.02ms   26.6ms     OtherPods 80%   39.1KiB/s   3.81MiB/s   live       0s
+web-3   n1     True    0       0           0       -        -          -               0B/s        0B/s        live       0s",
+    )
+    .await;
     let wide = print(&pods, true);
     assert!(wide.contains("PREEMPTOR"), "{wide}");
     assert!(wide.contains("jobs/batch-7   Deployment/web"), "{wide}");
     let row = &workloads["rows"][1]["object"];
     assert_eq!(row["kind"], "PartialObjectMetadata");
-    assert_eq!(row["metadata"]["name"], "web.cronjob");
-    let whole = table(&world, &format!("{SHOP}/workloadsignals/web?includeObject=Object")).await;
+    assert_eq!(row["metadata"]["name"], "web.job");
+    let whole = table(
+        &world,
+        &format!("{SHOP}/workloadsignals/web?includeObject=Object"),
+    )
+    .await;
     assert_eq!(whole["rows"][0]["object"]["kind"], "WorkloadSignals");
-    let none = table(&world, &format!("{SHOP}/workloadsignals/web?includeObject=None")).await;
+    let none = table(
+        &world,
+        &format!("{SHOP}/workloadsignals/web?includeObject=None"),
+    )
+    .await;
     assert_eq!(none["rows"][0].get("object"), None);
     // In all namespaces kubectl takes the namespace from the object.
     let all = table(&world, &format!("{ALL}/podsignals")).await;
@@ -149,7 +192,7 @@ web-3   n1     True    0       0           0       -        -          -        
 #[tokio::test]
 async fn clients_read_the_objects_as_types() {
     let (world, _agent) = shop().await;
-    let client = world.kube("alice").await;
+    let client = world.client("alice");
     let workloads: Api<WorkloadSignals> = Api::namespaced(client.clone(), "shop");
     let web = workloads.get("web").await.unwrap();
     assert_eq!(web.workload.kind, "Deployment");
@@ -157,7 +200,10 @@ async fn clients_read_the_objects_as_types() {
     assert_eq!(web.signals.get("requests_per_second"), Some(80.0));
     let p99 = web.signals.request_latency_p99_microseconds.unwrap();
     assert!((p99 - 1000).abs() <= 125, "{p99}");
-    assert_eq!((web.coverage.expected_pods, web.coverage.covered_pods), (2, 2));
+    assert_eq!(
+        (web.coverage.expected_pods, web.coverage.covered_pods),
+        (2, 2)
+    );
     // web-2 has a label more than web-1.
     let labels: Vec<_> = web.metadata.labels.unwrap().into_keys().collect();
     assert_eq!(labels, ["app", "pod-template-hash"]);
@@ -165,13 +211,29 @@ async fn clients_read_the_objects_as_types() {
     let age = jiff::Timestamp::now().duration_since(timestamp).as_secs();
     assert!((0..5).contains(&age), "{age}");
     let queue = web.runqueue.unwrap();
-    assert_eq!((queue.causes[0].cause.as_str(), queue.causes[0].percent), ("OtherPods", 80));
+    assert_eq!(
+        (queue.causes[0].cause.as_str(), queue.causes[0].percent),
+        ("OtherPods", 80)
+    );
     let by = &queue.preemptors[0];
-    assert_eq!((by.kind.as_str(), by.pod.as_deref()), ("Pod", Some("batch-7")));
+    assert_eq!(
+        (by.kind.as_str(), by.pod.as_deref()),
+        ("Pod", Some("batch-7"))
+    );
     assert_eq!(by.waiting_threads.get(), 1.6);
     // Nobody connected, so no round-trip time was taken.
-    let missing: Vec<_> = web.missing.iter().map(|m| (m.reason.as_str(), m.signals.join(","))).collect();
-    assert_eq!(missing, [("NoEvents", "tcpRttP50Microseconds,tcpRttP99Microseconds".to_owned())]);
+    let missing: Vec<_> = web
+        .missing
+        .iter()
+        .map(|m| (m.reason.as_str(), m.signals.join(",")))
+        .collect();
+    assert_eq!(
+        missing,
+        [(
+            "NoEvents",
+            "tcpRttP50Microseconds,tcpRttP99Microseconds".to_owned()
+        )]
+    );
 
     let pods: Api<PodSignals> = Api::all(client);
     for (labels, fields, found) in [
@@ -179,15 +241,28 @@ async fn clients_read_the_objects_as_types() {
         ("tier=gold", "", vec!["web-2"]),
         ("ebpfscaler.io/deployment=web", "", vec!["web-1", "web-2"]),
         ("ebpfscaler.io/node in (n2)", "", vec![]),
+        ("ebpfscaler.io/job", "", vec!["web-3"]),
         ("", "metadata.namespace=jobs", vec!["batch-7"]),
-        ("app", "metadata.name!=web-1,metadata.namespace!=jobs", vec!["web-2", "web-3"]),
+        (
+            "app",
+            "metadata.name!=web-1,metadata.namespace!=jobs",
+            vec!["web-2", "web-3"],
+        ),
     ] {
         let params = ListParams::default().labels(labels).fields(fields).limit(1);
         let list = pods.list(&params).await.unwrap();
-        let names: Vec<_> = list.items.iter().map(|p| p.metadata.name.clone().unwrap()).collect();
+        let names: Vec<_> = list
+            .items
+            .iter()
+            .map(|p| p.metadata.name.clone().unwrap())
+            .collect();
         assert_eq!(names, found, "{labels} {fields}");
         assert_eq!(list.metadata.continue_, None);
-        assert!(list.metadata.resource_version.is_some_and(|v| v.parse::<u64>().is_ok()));
+        assert!(
+            list.metadata
+                .resource_version
+                .is_some_and(|v| v.parse::<u64>().is_ok())
+        );
     }
     let window = ListParams::default().fields("window=3s");
     let list = pods.list(&window).await.unwrap();
@@ -197,12 +272,14 @@ async fn clients_read_the_objects_as_types() {
 #[tokio::test]
 async fn figures_are_those_of_the_metrics_api() {
     let (world, _agent) = shop().await;
-    let client = world.kube("alice").await;
+    let client = world.client("alice");
     let workloads: Api<WorkloadSignals> = Api::namespaced(client, "shop");
     let web = workloads.get("web").await.unwrap();
     let mut compared = 0;
     for metric in ebpf_scaler_measure::Metric::ALL {
-        let reply = world.metric(metric.as_str(), "ebpfscaler.io%2Fdeployment%3Dweb").await;
+        let reply = world
+            .metric(metric.as_str(), "ebpfscaler.io%2Fdeployment%3Dweb")
+            .await;
         let text = reply.body["items"][0]["value"].as_str().unwrap().to_owned();
         let quantity: ebpf_scaler_crds::Quantity = text.parse().unwrap();
         match web.signals.get(metric.as_str()) {
@@ -218,20 +295,40 @@ async fn figures_are_those_of_the_metrics_api() {
 #[tokio::test]
 async fn a_watch_tells_what_changes_once_a_second() {
     let (world, mut agent) = shop().await;
-    let pods: Api<PodSignals> = Api::namespaced(world.kube("alice").await, "shop");
-    let version = pods.list(&ListParams::default()).await.unwrap().metadata.resource_version;
+    let pods: Api<PodSignals> = Api::namespaced(world.client("alice"), "shop");
+    let version = pods
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .metadata
+        .resource_version;
     let params = WatchParams::default().timeout(60);
-    let mut events = pods.watch(&params, &version.unwrap()).await.unwrap().boxed();
+    let mut events = pods
+        .watch(&params, &version.unwrap())
+        .await
+        .unwrap()
+        .boxed();
     // Nothing is told again that the list has told.
     agent.send(samples(1000)).await;
-    let mut next = async || tokio::time::timeout(WAIT, events.try_next()).await.unwrap().unwrap().unwrap();
+    agent.stay();
+    let mut next = async || {
+        tokio::time::timeout(WAIT, events.try_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+    };
     for name in ["web-1", "web-2"] {
-        let WatchEvent::Modified(pod) = next().await else { panic!() };
+        let WatchEvent::Modified(pod) = next().await else {
+            panic!()
+        };
         assert_eq!(pod.metadata.name.as_deref(), Some(name));
         assert!(pod.signals.get("requests_per_second").unwrap() > 40.0);
     }
     world.cluster.pod("web-4", "n1", |_| {});
-    let WatchEvent::Added(pod) = next().await else { panic!() };
+    let WatchEvent::Added(pod) = next().await else {
+        panic!()
+    };
     assert_eq!(pod.metadata.name.as_deref(), Some("web-4"));
     assert_eq!(pod.missing[0].reason, "NoPods", "{pod:?}");
     let version = pod.metadata.resource_version.unwrap();
@@ -246,48 +343,53 @@ async fn a_watch_tells_what_changes_once_a_second() {
     assert_eq!(deleted.metadata.name.as_deref(), Some("web-1"));
     // A watch goes on where another ended.
     let mut events = pods.watch(&params, &version).await.unwrap().boxed();
-    let first = tokio::time::timeout(WAIT, events.try_next()).await.unwrap().unwrap().unwrap();
+    let first = tokio::time::timeout(WAIT, events.try_next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert!(!matches!(first, WatchEvent::Added(_)), "{first:?}");
 }
 
 #[tokio::test]
 async fn changes_come_once_a_second_at_most_and_are_computed_once_for_all() {
     let (world, mut agent) = shop().await;
-    let path = format!("{SHOP}/podsignals?watch=true&timeoutSeconds=4&fieldSelector=metadata.name%3Dweb-1");
+    let fields = "fieldSelector=metadata.name%3Dweb-1";
+    let path = format!("{SHOP}/podsignals?watch=true&timeoutSeconds=5&{fields}");
     let began = std::time::Instant::now();
     let user = world.proxy("kubectl");
     let watches = futures::future::join_all((0..10).map(|_| world.text(&user, &path)));
     let load = async {
-        for tick in 0..40u64 {
+        for tick in 0..45u64 {
             agent.send(samples(5000 + tick * tick)).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let before = world.admin("ebpf_scaler_apiserver_signals_computed_total").await;
     let (texts, ()) = tokio::join!(watches, load);
-    let took = began.elapsed().as_secs();
+    let most = began.elapsed().as_secs() as usize + 2;
+    let mut versions = std::collections::BTreeSet::new();
     for text in texts {
-        let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert_eq!(events[0]["type"], "ADDED");
-        assert!(events.len() >= 3 && events.len() as u64 <= took + 2, "{} in {took} s", events.len());
-        assert!(events[1..].iter().all(|e| e["type"] == "MODIFIED" && e["object"]["metadata"]["name"] == "web-1"));
+        let events = events(&text);
+        assert!(
+            (3..=most).contains(&events.len()),
+            "{} of {most}",
+            events.len()
+        );
+        for (i, event) in events.iter().enumerate() {
+            assert_eq!(event["type"], if i == 0 { "ADDED" } else { "MODIFIED" });
+            let metadata = &event["object"]["metadata"];
+            assert_eq!(metadata["name"], "web-1");
+            versions.insert(metadata["resourceVersion"].to_string());
+        }
     }
-    let computed = world.admin("ebpf_scaler_apiserver_signals_computed_total").await - before;
-    assert!(computed <= took + 2, "{computed} in {took} s");
-    // Nobody watches any more.
-    eventually("the watches have ended", || async {
-        world.admin("ebpf_scaler_apiserver_signals_watches").await == 0
-    })
-    .await;
-    let before = world.admin("ebpf_scaler_apiserver_signals_computed_total").await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(world.admin("ebpf_scaler_apiserver_signals_computed_total").await, before);
+    // What was computed for one was told to all.
+    assert!(versions.len() <= most, "{versions:?} of {most}");
 }
 
 #[tokio::test]
 async fn informers_list_watch_and_begin_again() {
     let (world, mut agent) = shop().await;
-    let client = world.kube("alice").await;
+    let client = world.client("alice");
     let ways = [
         (watcher::Config::default(), 2000),
         (watcher::Config::default().streaming_lists(), 9000),
@@ -297,7 +399,12 @@ async fn informers_list_watch_and_begin_again() {
         let mut events = watcher(pods, config).boxed();
         let mut names = Vec::new();
         loop {
-            match tokio::time::timeout(WAIT, events.try_next()).await.unwrap().unwrap().unwrap() {
+            match tokio::time::timeout(WAIT, events.try_next())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap()
+            {
                 watcher::Event::InitApply(pod) => names.push(pod.metadata.name.unwrap()),
                 watcher::Event::InitDone => break,
                 watcher::Event::Init => {}
@@ -306,7 +413,12 @@ async fn informers_list_watch_and_begin_again() {
         }
         assert_eq!(names, ["web-1", "web-2", "web-3"]);
         agent.send(samples(requests)).await;
-        let event = tokio::time::timeout(WAIT, events.try_next()).await.unwrap().unwrap().unwrap();
+        agent.stay();
+        let event = tokio::time::timeout(WAIT, events.try_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert!(matches!(event, watcher::Event::Apply(_)), "{event:?}");
     }
 }
@@ -318,7 +430,11 @@ async fn versions_that_are_not_known_are_gone() {
     for version in ["1", "99999999999999999999", "18446744073709551615"] {
         let path = format!("{SHOP}/workloadsignals?watch=true&resourceVersion={version}");
         let reply = world.get(&user, &path).await;
-        let code = if version.len() == 20 && version.starts_with('9') { 400 } else { 410 };
+        let code = if version.len() == 20 && version.starts_with('9') {
+            400
+        } else {
+            410
+        };
         assert_eq!(reply.status.as_u16(), code, "{version}: {}", reply.body);
         if code == 410 {
             assert_eq!(reply.body["reason"], "Expired");
@@ -336,14 +452,23 @@ async fn versions_that_are_not_known_are_gone() {
     .await;
     let path = format!("{SHOP}/podsignals?watch=true&timeoutSeconds=2&resourceVersion={version}");
     let text = world.text(&user, &path).await;
-    let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let events = events(&text);
     let told: Vec<_> = events
         .iter()
-        .map(|e| (e["type"].as_str().unwrap(), e["object"]["metadata"]["name"].as_str().unwrap()))
+        .map(|e| {
+            (
+                e["type"].as_str().unwrap(),
+                e["object"]["metadata"]["name"].as_str().unwrap(),
+            )
+        })
         .collect();
     assert_eq!(
         told[..3],
-        [("DELETED", "web-3"), ("MODIFIED", "web-1"), ("MODIFIED", "web-2")]
+        [
+            ("DELETED", "web-3"),
+            ("MODIFIED", "web-1"),
+            ("MODIFIED", "web-2")
+        ]
     );
 }
 
@@ -351,14 +476,16 @@ async fn versions_that_are_not_known_are_gone() {
 async fn a_watch_of_tables_has_columns_once_and_bookmarks_are_told() {
     let (world, _agent) = shop().await;
     let kubectl = world.proxy("kubectl").with("accept", TABLE);
-    let path = format!("{SHOP}/workloadsignals?watch=true&timeoutSeconds=2&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true");
+    let path = format!(
+        "{SHOP}/workloadsignals?watch=true&timeoutSeconds=2&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+    );
     let text = world.text(&kubectl, &path).await;
-    let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let events = events(&text);
     let types: Vec<_> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["ADDED", "ADDED", "BOOKMARK"]);
     let columns = |e: &Value| e["object"]["columnDefinitions"].as_array().unwrap().len();
     assert_eq!(events.iter().map(columns).collect::<Vec<_>>(), [22, 0, 0]);
-    assert_eq!(events[1]["object"]["rows"][0]["cells"][0], "web.cronjob");
+    assert_eq!(events[1]["object"]["rows"][0]["cells"][0], "web.job");
     let end = &events[2]["object"]["metadata"];
     assert_eq!(end["annotations"]["k8s.io/initial-events-end"], "true");
 }
@@ -369,17 +496,84 @@ async fn what_is_wrong_is_said_in_a_status() {
     let user = world.proxy("kubectl");
     let metadata = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
     for (method, path, accept, code, reason, says) in [
-        ("GET", format!("{SHOP}/workloadsignals/db"), "", 404, "NotFound", "workloadsignals.signals.ebpfscaler.io \"db\" not found"),
-        ("GET", format!("{SHOP}/workload"), "", 404, "NotFound", "could not find the requested resource"),
-        ("GET", format!("{SHOP}/podsignals"), metadata, 406, "NotAcceptable", "application/json"),
-        ("GET", format!("{SHOP}/podsignals"), "application/yaml", 406, "NotAcceptable", "application/json"),
-        ("GET", format!("{SHOP}/podsignals?continue=x"), "", 400, "BadRequest", "continue"),
-        ("GET", format!("{SHOP}/podsignals?fieldSelector=spec.nodeName%3Dn1"), "", 400, "BadRequest", "field label not supported"),
-        ("GET", format!("{SHOP}/workloadsignals?labelSelector=ebpfscaler.io%2Fport%3D80"), "", 400, "BadRequest", "port"),
-        ("DELETE", format!("{SHOP}/workloadsignals/web"), "", 405, "MethodNotAllowed", "only GET"),
-        ("POST", format!("{SHOP}/workloadsignals"), "", 405, "MethodNotAllowed", "only GET"),
+        (
+            "GET",
+            format!("{SHOP}/workloadsignals/db"),
+            "",
+            404,
+            "NotFound",
+            "workloadsignals.signals.ebpfscaler.io \"db\" not found",
+        ),
+        (
+            "GET",
+            format!("{SHOP}/workload"),
+            "",
+            404,
+            "NotFound",
+            "could not find the requested resource",
+        ),
+        (
+            "GET",
+            format!("{SHOP}/podsignals"),
+            metadata,
+            406,
+            "NotAcceptable",
+            "application/json",
+        ),
+        (
+            "GET",
+            format!("{SHOP}/podsignals"),
+            "application/yaml",
+            406,
+            "NotAcceptable",
+            "application/json",
+        ),
+        (
+            "GET",
+            format!("{SHOP}/podsignals?continue=x"),
+            "",
+            400,
+            "BadRequest",
+            "continue",
+        ),
+        (
+            "GET",
+            format!("{SHOP}/podsignals?fieldSelector=spec.nodeName%3Dn1"),
+            "",
+            400,
+            "BadRequest",
+            "field label not supported",
+        ),
+        (
+            "GET",
+            format!("{SHOP}/workloadsignals?labelSelector=ebpfscaler.io%2Fport%3D80"),
+            "",
+            400,
+            "BadRequest",
+            "port",
+        ),
+        (
+            "DELETE",
+            format!("{SHOP}/workloadsignals/web"),
+            "",
+            405,
+            "MethodNotAllowed",
+            "only GET",
+        ),
+        (
+            "POST",
+            format!("{SHOP}/workloadsignals"),
+            "",
+            405,
+            "MethodNotAllowed",
+            "only GET",
+        ),
     ] {
-        let identity = if accept.is_empty() { user.clone() } else { user.clone().with("accept", accept) };
+        let identity = if accept.is_empty() {
+            user.clone()
+        } else {
+            user.clone().with("accept", accept)
+        };
         let reply = world.request(method, &identity, &path).await.unwrap();
         assert_eq!(reply.status.as_u16(), code, "{path}: {}", reply.body);
         assert_eq!(reply.body["kind"], "Status", "{path}");
@@ -394,14 +588,21 @@ async fn who_may_see_one_namespace_sees_that_one_and_no_names_of_others() {
     let (world, _agent) = shop().await;
     world.cluster.confine("bob", "shop");
     let bob = world.proxy("bob");
-    let web = world.get(&bob, &format!("{SHOP}/workloadsignals/web")).await;
+    let web = world
+        .get(&bob, &format!("{SHOP}/workloadsignals/web"))
+        .await;
     assert_eq!(web.status, StatusCode::OK);
     let by = &web.body["runqueue"]["preemptors"][0];
     assert_eq!(by, &json!({"type": "HiddenPod", "waitingThreads": "1600m"}));
     let kubectl = bob.clone().with("accept", TABLE);
-    let wide = world.get(&kubectl, &format!("{SHOP}/workloadsignals")).await;
+    let wide = world
+        .get(&kubectl, &format!("{SHOP}/workloadsignals"))
+        .await;
     let text = wide.body.to_string();
-    assert!(text.contains("<hidden>") && !text.contains("batch-7"), "{text}");
+    assert!(
+        text.contains("<hidden>") && !text.contains("batch-7"),
+        "{text}"
+    );
     for (path, says) in [
         (
             format!("{ALL}/workloadsignals"),
@@ -422,13 +623,18 @@ async fn who_may_see_one_namespace_sees_that_one_and_no_names_of_others() {
         assert!(message.contains(says), "{message}");
     }
     let asked = world.cluster.access_reviews();
-    let asked: Vec<_> = asked.iter().map(|spec| &spec["resourceAttributes"]).collect();
+    let asked: Vec<_> = asked
+        .iter()
+        .map(|spec| &spec["resourceAttributes"])
+        .collect();
     let watch = json!({
         "verb": "watch", "group": "signals.ebpfscaler.io", "version": "v1alpha1",
         "resource": "podsignals", "namespace": "jobs", "name": "x",
     });
     assert!(asked.contains(&&watch), "{asked:?}");
-    let nobody = world.get(&Identity::default(), &format!("{SHOP}/podsignals")).await;
+    let nobody = world
+        .get(&Identity::default(), &format!("{SHOP}/podsignals"))
+        .await;
     assert_eq!(nobody.status, StatusCode::UNAUTHORIZED);
 }
 
@@ -446,16 +652,26 @@ async fn kubectl_finds_and_explains_the_resources() {
         })
     );
     assert_eq!(resources[1]["name"], "podsignals");
-    let spec = world.get(&user, "/openapi/v3/apis/signals.ebpfscaler.io/v1alpha1").await.body;
+    let spec = world
+        .get(&user, "/openapi/v3/apis/signals.ebpfscaler.io/v1alpha1")
+        .await
+        .body;
     // What `kubectl explain` looks up.
     let path = &spec["paths"][format!("{ALL}/workloadsignals")]["get"];
-    let gvk = json!({"group": "signals.ebpfscaler.io", "version": "v1alpha1", "kind": "WorkloadSignals"});
+    let gvk =
+        json!({"group": "signals.ebpfscaler.io", "version": "v1alpha1", "kind": "WorkloadSignals"});
     assert_eq!(path["x-kubernetes-group-version-kind"], gvk);
     let schemas = spec["components"]["schemas"].as_object().unwrap();
     let of_kind = |s: &&Value| s["x-kubernetes-group-version-kind"] == json!([gvk]);
     let schema = schemas.values().find(of_kind).unwrap();
     let p99 = &schema["properties"]["signals"]["properties"]["requestLatencyP99Microseconds"];
     assert_eq!(p99["type"], "integer");
-    assert!(p99["description"].as_str().unwrap().contains("microseconds"), "{p99}");
+    assert!(
+        p99["description"]
+            .as_str()
+            .unwrap()
+            .contains("microseconds"),
+        "{p99}"
+    );
     assert!(!spec.to_string().contains("$defs"), "{spec}");
 }

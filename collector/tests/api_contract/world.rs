@@ -150,6 +150,28 @@ impl World {
         identity: &Identity,
         path: &str,
     ) -> Result<Reply, Box<dyn std::error::Error>> {
+        let (parts, body) = self.exchange(method, identity, path).await?;
+        Ok(Reply {
+            status: parts.status,
+            headers: parts.headers,
+            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        })
+    }
+
+    /// What is served until it ends, as text.
+    pub async fn text(&self, identity: &Identity, path: &str) -> String {
+        let (parts, body) = self.exchange("GET", identity, path).await.unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert_eq!(parts.status, StatusCode::OK, "{text}");
+        text
+    }
+
+    async fn exchange(
+        &self,
+        method: &str,
+        identity: &Identity,
+        path: &str,
+    ) -> Result<(http::response::Parts, Bytes), Box<dyn std::error::Error>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(
             self.serving_ca.pem.as_bytes(),
@@ -184,12 +206,7 @@ impl World {
             .send_request(request.body(Full::<Bytes>::default())?)
             .await?;
         let (parts, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes();
-        Ok(Reply {
-            status: parts.status,
-            headers: parts.headers,
-            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-        })
+        Ok((parts, body.collect().await?.to_bytes()))
     }
 
     /// The client that Rust programs use, for a user with a token.

@@ -17,6 +17,8 @@ use crate::apiserver::status::Failure;
 
 /// Snapshots kept of a topic, so that a watch that was interrupted goes on where it was.
 const HISTORY: usize = 8;
+/// Objects kept of a topic beside the newest snapshot's: large clusters begin a watch with everything instead.
+const MAX_KEPT: usize = 40_000;
 /// A topic that nobody asks for is forgotten after this.
 const LINGER: Duration = Duration::from_secs(30);
 /// Topics at most: beyond, the one that has not been asked for the longest is forgotten.
@@ -49,6 +51,19 @@ impl Topic {
 #[derive(Default)]
 struct Kept {
     history: VecDeque<Arc<Snapshot>>,
+}
+
+impl Kept {
+    /// Lets the oldest go, the newest never.
+    fn trim(&mut self) {
+        let objects =
+            |h: &VecDeque<Arc<Snapshot>>| h.iter().map(|s| s.entries.len()).sum::<usize>();
+        while self.history.len() > HISTORY
+            || (self.history.len() > 1 && objects(&self.history) > MAX_KEPT)
+        {
+            self.history.pop_front();
+        }
+    }
 }
 
 struct Slot {
@@ -148,9 +163,7 @@ impl Board {
         let items = compute(hub.clone(), topic.clone(), version).await?;
         let new = Arc::new(Snapshot::after(before.as_deref(), version, items, taken));
         kept.history.push_back(new.clone());
-        while kept.history.len() > HISTORY {
-            kept.history.pop_front();
-        }
+        kept.trim();
         Ok(new)
     }
 

@@ -145,6 +145,8 @@ impl Item {
             ("workload", _) => Some(&workload.name),
             ("deployment", _) => of_kind("Deployment"),
             ("statefulset", _) => of_kind("StatefulSet"),
+            ("daemonset", _) => of_kind("DaemonSet"),
+            ("job", _) => of_kind("Job"),
             ("pod", Measured::Pod(pod)) => Some(&pod.name),
             ("node", Measured::Pod(pod)) => pod.node.as_deref(),
             _ => None,
@@ -153,7 +155,7 @@ impl Item {
 }
 
 /// Which of several workloads of one name has it to itself: the kinds in this order, then by the alphabet.
-const KINDS: [&str; 5] = ["Deployment", "StatefulSet", "DaemonSet", "CronJob", "Job"];
+const KINDS: [&str; 4] = ["Deployment", "StatefulSet", "DaemonSet", "Job"];
 
 /// A namespace's workloads as items, with names that no two share, in their order.
 pub fn workloads(found: Vec<WorkloadSignals>, version: u64) -> Vec<Item> {

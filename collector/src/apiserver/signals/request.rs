@@ -170,6 +170,7 @@ fn refuse_keys(resource: Resource, query: &Query) -> Result<(), Failure> {
     match resource {
         Resource::Workloads if has("pod") => refuse("pod", "ask for podsignals"),
         Resource::Workloads if has("node") => refuse("node", "ask for podsignals"),
+        _ if has("replicaset") => refuse("replicaset", "ask for the workload that it belongs to"),
         _ => Ok(()),
     }
 }

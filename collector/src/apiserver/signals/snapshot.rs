@@ -119,3 +119,127 @@ impl Snapshot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::signals::item::{Measured, pods, workloads};
+    use ebpf_scaler_measure::signals::{PodSignals, Signals, WorkloadRef, WorkloadSignals};
+
+    fn signals(expected: usize) -> Signals {
+        Signals {
+            expected,
+            sampled: Some(Time(expected as u64)),
+            ..Signals::default()
+        }
+    }
+
+    fn workload(kind: &str, name: &str) -> WorkloadRef {
+        WorkloadRef {
+            kind: kind.into(),
+            name: name.into(),
+        }
+    }
+
+    fn pod(name: &str, uid: &str, tier: &str, expected: usize) -> PodSignals {
+        PodSignals {
+            namespace: "shop".into(),
+            name: name.into(),
+            uid: uid.into(),
+            node: None,
+            workload: workload("Pod", name),
+            ready: true,
+            labels: [("tier".to_owned(), tier.to_owned())].into(),
+            signals: signals(expected),
+        }
+    }
+
+    fn snapshot(before: Option<&Snapshot>, version: u64, found: Vec<PodSignals>) -> Snapshot {
+        Snapshot::after(before, version, pods(found, version), Instant::now())
+    }
+
+    #[test]
+    fn changes_are_what_somebody_with_a_selector_would_see() {
+        let first = snapshot(
+            None,
+            1,
+            vec![
+                pod("a", "1", "gold", 1),
+                pod("b", "2", "gold", 1),
+                pod("c", "3", "gold", 1),
+                pod("d", "4", "gold", 1),
+                pod("e", "5", "tin", 1),
+            ],
+        );
+        let mut sampled_later = pod("a", "1", "gold", 1);
+        sampled_later.signals.sampled = Some(Time(99));
+        let second = snapshot(
+            Some(&first),
+            2,
+            vec![
+                sampled_later,
+                pod("b", "2", "gold", 7),
+                // Made again under its name.
+                pod("c", "33", "gold", 1),
+                // No longer selected; and newly so.
+                pod("d", "4", "tin", 1),
+                pod("e", "5", "gold", 1),
+                pod("f", "6", "tin", 1),
+            ],
+        );
+        let gold = |item: &Item| item.labels()["tier"] == "gold";
+        let found = second.changes(&first, gold);
+        let found: Vec<_> = found
+            .iter()
+            .map(|(c, e)| (*c, e.item.name.as_str()))
+            .collect();
+        use Change::{Added, Deleted, Modified};
+        assert_eq!(
+            found,
+            [
+                (Modified, "b"),
+                (Deleted, "c"),
+                (Added, "c"),
+                (Deleted, "d"),
+                (Added, "e")
+            ]
+        );
+        let versions: Vec<_> = second.entries.iter().map(|e| e.item.version).collect();
+        assert_eq!(versions, [1, 2, 2, 2, 2, 2]);
+        let a = second.find("shop", "a").unwrap();
+        assert_eq!(
+            a.sampled,
+            Some(Time(99)),
+            "its age is that of the newest report"
+        );
+        assert!(second.find("shop", "g").is_none() && second.find("jobs", "a").is_none());
+    }
+
+    #[test]
+    fn workloads_of_one_name_are_told_apart() {
+        let kinds = ["Widget", "Job", "Deployment", "Pod"];
+        let found = kinds.map(|kind| WorkloadSignals {
+            namespace: "shop".into(),
+            workload: workload(kind, "web"),
+            labels: Default::default(),
+            signals: signals(1),
+        });
+        let items = workloads(found.into(), 1);
+        let names: Vec<_> = items
+            .iter()
+            .map(|item| match &item.measured {
+                Measured::Workload(w) => (item.name.as_str(), w.workload.kind.as_str()),
+                Measured::Pod(_) => panic!(),
+            })
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("web", "Deployment"),
+                ("web.job", "Job"),
+                ("web.pod", "Pod"),
+                ("web.widget", "Widget")
+            ]
+        );
+    }
+}
