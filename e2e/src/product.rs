@@ -126,9 +126,10 @@ pub async fn ready(client: &Client) -> anyhow::Result<()> {
     available(client).await
 }
 
-/// Fails with the reason why our aggregated API is not available.
+/// Fails with the reason why an aggregated API of ours is not available.
 pub async fn available(client: &Client) -> anyhow::Result<()> {
-    is_available(client, APISERVICE).await
+    is_available(client, APISERVICE).await?;
+    is_available(client, "v1alpha1.signals.ebpfscaler.io").await
 }
 
 /// The same of the custom metrics API.

@@ -121,7 +121,7 @@ pub struct CertArgs {
         env = "EBPF_SCALER_API_SERVICE",
         value_name = "NAME,...",
         value_delimiter = ',',
-        default_value = "v1beta1.external.metrics.k8s.io"
+        default_value = "v1beta1.external.metrics.k8s.io,v1alpha1.signals.ebpfscaler.io"
     )]
     pub api_service: Vec<String>,
 

@@ -16,6 +16,7 @@ mod scale_network;
 mod scale_request_rate;
 mod scale_runqueue;
 mod sidecar;
+mod signals_api;
 mod steady;
 mod sum_bound;
 mod uninstall;
