@@ -4,7 +4,6 @@ use ebpf_scaler_common::Counters;
 use proptest::prelude::*;
 
 use super::*;
-use crate::answer::AnswerError;
 use crate::index::{OwnerRef, Phase, PodFacts};
 use crate::node::{Batch, Hello};
 use crate::quantile::Sparse;
@@ -448,8 +447,7 @@ proptest! {
                         prop_assert_eq!((signals.expected, &signals.silent_nodes), (a.expected, &a.silent_nodes));
                         prop_assert!(signals.covered <= a.covered && signals.estimated >= a.estimated);
                     }
-                    Err(AnswerError::NoPods { .. }) => prop_assert_eq!(gap, Some(GapReason::NoPods)),
-                    Err(AnswerError::Missing { .. }) => prop_assert_eq!(gap, Some(GapReason::MissingPods)),
+                    Err(e) => prop_assert_eq!(gap.map(GapReason::as_str), Some(e.reason())),
                 }
             }
         }

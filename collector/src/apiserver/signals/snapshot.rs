@@ -127,11 +127,9 @@ mod tests {
     use ebpf_scaler_measure::signals::{PodSignals, Signals, WorkloadRef, WorkloadSignals};
 
     fn signals(expected: usize) -> Signals {
-        Signals {
-            expected,
-            sampled: Some(Time(expected as u64)),
-            ..Signals::default()
-        }
+        let mut signals = Signals::default();
+        (signals.expected, signals.sampled) = (expected, Some(Time(expected as u64)));
+        signals
     }
 
     fn workload(kind: &str, name: &str) -> WorkloadRef {
