@@ -9,65 +9,14 @@
 
 mod kernel;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Read;
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
 
 use kernel::http::{GET, OK, Pair, one_pod};
 use kernel::raw::{Raw, silence_resets};
+use kernel::wire::Wire;
 use kernel::{Pod, SERVER, SERVER6, World, sh};
-
-/// A hand-made client and the pod's end.
-struct Wire {
-    client: Raw,
-    server: TcpStream,
-    sent: usize,
-    answered: usize,
-}
-
-impl Wire {
-    fn new(listener: &TcpListener, port: u16) -> Wire {
-        let client = Raw::establish(port, listener.local_addr().unwrap().port());
-        Wire::accepted(client, listener)
-    }
-
-    fn accepted(client: Raw, listener: &TcpListener) -> Wire {
-        let server = listener.accept().unwrap().0;
-        server.set_nodelay(true).unwrap();
-        server
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        Wire {
-            client,
-            server,
-            sent: 0,
-            answered: 0,
-        }
-    }
-
-    /// Sends the parts of a message in that order, each as often as it is named.
-    fn ask(&mut self, message: &str, cuts: &[usize], order: &[usize]) {
-        let mut edges = vec![0];
-        edges.extend(cuts);
-        edges.push(message.len());
-        for part in order {
-            let (from, to) = (edges[*part], edges[part + 1]);
-            self.client
-                .send(self.sent + from, &message.as_bytes()[from..to]);
-        }
-        let mut received = vec![0; message.len()];
-        self.server.read_exact(&mut received).unwrap();
-        assert!(received == message.as_bytes());
-        self.sent += message.len();
-    }
-
-    fn answer(&mut self, message: &str) {
-        self.server.write_all(message.as_bytes()).unwrap();
-        self.answered += message.len();
-        self.client.receive(self.answered, self.sent);
-    }
-}
 
 fn exactly(world: &World, pod: &Pod, expected: u64) {
     let c = world.counters(pod);
@@ -158,27 +107,32 @@ fn bodies_out_of_order_cost_nothing() {
 }
 
 #[test]
-fn a_header_section_out_of_order_is_missed_but_told_and_nothing_is_counted_twice() {
+fn a_header_section_out_of_order_counts_when_it_is_answered() {
     let (world, pod, listener) = one_pod(80);
     silence_resets(&world);
     let mut wire = Wire::new(&listener, 2003);
+    let head = "POST / HTTP/1.1\r\nHost: pod\r\nContent-Length: 300\r\n\r\n";
+    let upload = format!("{head}{:300}", GET.repeat(4));
+    // Of the body, too, segments begin like requests.
+    let cuts = [20, 40, head.len(), head.len() + GET.len()];
     for _ in 0..10 {
-        wire.ask(GET, &[20, 40], &[0, 2, 1]);
-        wire.answer(OK);
-        for _ in 0..3 {
+        for order in [[0, 2, 1], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
+            wire.ask(GET, &[20, 40], &order);
+            wire.answer(OK);
+            // Sent again whole, it is not new.
+            wire.client.send(wire.sent - GET.len(), GET);
             wire.ask(GET, &[], &[0]);
             wire.answer(OK);
         }
+        wire.ask(&upload, &cuts, &[0, 2, 1, 3, 4]);
+        wire.answer(OK);
+        wire.ask(GET, &[], &[0]);
+        wire.answer(OK);
     }
-    let c = world.counters(&pod);
-    let (missed, desyncs) = (40 - c.requests, world.statistic("request_desyncs"));
-    assert!(
-        c.requests >= 30 && missed <= desyncs,
-        "{missed} missed: {}",
-        world.troubles()
-    );
-    assert!(world.statistic("segments_out_of_order") >= 10);
-    assert_eq!((c.responses_2xx, c.requests_in_flight), (c.requests, 0));
+    exactly(&world, &pod, 100);
+    assert!(world.statistic("segments_out_of_order") >= 50);
+    // Each time but those in which all of it had come before it was looked at.
+    assert!(world.statistic("request_desyncs") >= 10);
 }
 
 #[test]

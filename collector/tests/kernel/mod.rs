@@ -8,6 +8,7 @@ pub mod http2;
 pub mod limit;
 pub mod load;
 pub mod raw;
+pub mod wire;
 
 use std::fs;
 use std::io;

@@ -7,8 +7,11 @@ use crate::http1::Machine;
 pub const OUTSTANDING: u32 = 32;
 /// Set in [`Flow::rx_next`] while a packet is handled.
 pub const BUSY: u64 = 1 << 32;
-/// Segments that may wait for a missing one before the place is given up.
+/// Segments that may wait for a missing one before the place is given up, where several messages can be among them.
 pub const MAX_EARLY: u32 = 4;
+/// The same of a client that sends one request after the other: an upload of some megabytes, whose first segment is
+/// lost. It is given up earlier when the socket has what is missing here.
+pub const MAX_EARLY_OF_ONE: u32 = 4096;
 
 /// How many packets with payload a connection sends for each look at its round-trip time; a power of two.
 pub const RTT_EVERY: u64 = 16;
@@ -35,6 +38,8 @@ pub mod rx_flag {
     pub const HTTP: u32 = 8;
     /// The connection speaks HTTP/2: its state is elsewhere.
     pub const HTTP2: u32 = 16;
+    /// A part of the last request's header section will not be seen: it counts when it is answered.
+    pub const HALF: u32 = 32;
 }
 
 /// Written by packets out.

@@ -232,6 +232,31 @@ unsafe fn skip_bytes(m: *mut Machine, phase: u32, remaining: u64, skip: u64) {
     }
 }
 
+/// Whether a gap of that many bytes is all in the body at hand.
+///
+/// # Safety
+/// The pointer is valid.
+#[inline(always)]
+pub unsafe fn in_body(m: *const Machine, gap: u32) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let phase = get!(m.phase);
+        (phase == phase::BODY || phase == phase::CHUNK_DATA) && gap as u64 <= get!(m.remaining)
+    }
+}
+
+/// Whether a header section has begun and is not complete, trailers aside.
+///
+/// # Safety
+/// The pointer is valid.
+#[inline(always)]
+pub unsafe fn in_head(m: *const Machine) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        (phase::FIRST..=phase::CR).contains(&get!(m.phase)) && get!(m.flags) & flag::TRAILER == 0
+    }
+}
+
 /// Accounts for bytes that never came by, or came too early: fine inside a body. False when the machine has
 /// lost its place; it then is at `SEARCH`.
 ///
@@ -241,12 +266,12 @@ unsafe fn skip_bytes(m: *mut Machine, phase: u32, remaining: u64, skip: u64) {
 pub unsafe fn skip_gap(m: *mut Machine, gap: u32) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let (phase, remaining) = (get!(m.phase), get!(m.remaining));
+        let phase = get!(m.phase);
         if phase == phase::SEARCH || phase == phase::OPAQUE {
             return true;
         }
-        if (phase == phase::BODY || phase == phase::CHUNK_DATA) && gap as u64 <= remaining {
-            skip_bytes(m, phase, remaining, gap as u64);
+        if in_body(m, gap) {
+            skip_bytes(m, phase, get!(m.remaining), gap as u64);
             return true;
         }
         set!(m.phase, phase::SEARCH);

@@ -6,9 +6,10 @@ use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock as tcp_sock,
 };
 use ebpf_scaler_common::flow::{
-    BUSY, Flow, MAX_EARLY, OUTSTANDING, Place, before, entry, kind, place, rx_flag, tx_flag,
+    BUSY, Flow, MAX_EARLY, MAX_EARLY_OF_ONE, OUTSTANDING, Place, before, entry, kind, place,
+    rx_flag, tx_flag,
 };
-use ebpf_scaler_common::http1::{begins_request, flag, phase, skip_gap};
+use ebpf_scaler_common::http1::{begins_request, flag, in_body, in_head, phase, skip_gap};
 use ebpf_scaler_common::http2::Connection;
 use ebpf_scaler_common::record::Stat;
 
@@ -113,11 +114,11 @@ unsafe fn in_order<const LISTENER: bool>(
             Place::Old => return next,
             Place::New(offset) => offset,
             Place::Gap(gap) => {
-                let at = get!(m.phase);
                 let go_on = if !c.is_null() {
                     http2::in_payload(c, gap) || http2::continues(packet, c)
                 } else {
-                    at == phase::BODY || at == phase::CHUNK_DATA || at == phase::SEARCH
+                    // A server may answer before it has the body: then the next request can be in the gap.
+                    in_body(m, gap) || get!(m.phase) == phase::SEARCH
                 };
                 if !go_on && wait(packet, flow, next, end) {
                     return next;
@@ -155,7 +156,9 @@ unsafe fn wait(packet: &Packet, flow: *mut Flow, next: u32, end: u32) -> bool {
     unsafe {
         let tcp: *mut bpf_tcp_sock = tcp_sock(packet.sk);
         let segments = get!(flow.early_segments);
-        if tcp.is_null() || before(next, get!(tcp.rcv_nxt)) || segments >= MAX_EARLY {
+        let several = get!(flow.rx_flags) & (rx_flag::PIPELINED | rx_flag::HTTP2) != 0;
+        let most = if several { MAX_EARLY } else { MAX_EARLY_OF_ONE };
+        if tcp.is_null() || before(next, get!(tcp.rcv_nxt)) || segments >= most {
             return false;
         }
         count(Stat::OutOfOrder);
@@ -200,7 +203,12 @@ unsafe fn lose(flow: *mut Flow, c: *mut Connection, gap: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         let kept = if c.is_null() {
-            skip_gap(&raw mut (*flow).rx, gap)
+            let m = &raw mut (*flow).rx;
+            if in_head(m) {
+                set!(flow.rx_flags, get!(flow.rx_flags) | rx_flag::HALF);
+                set!(flow.answer_at, get!(flow.tx_next));
+            }
+            skip_gap(m, gap)
         } else {
             http2::lose(c, gap)
         };
@@ -228,7 +236,7 @@ unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len
         }
         if at == phase::SEARCH {
             // Only a segment's first byte can be trusted to be a message's.
-            if offset != 0 || left <= 8 {
+            if offset != 0 || left <= 8 || unanswered_half(flow) {
                 return NOWHERE;
             }
             let first = first_word(packet);
@@ -282,6 +290,17 @@ fn first_word(packet: &Packet) -> u64 {
     first
 }
 
+/// Whether a request of which a part was missed waits for its answer: what comes meanwhile is its body.
+#[inline(always)]
+unsafe fn unanswered_half(flow: *mut Flow) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        get!(flow.rx_flags) & rx_flag::HALF != 0
+            && get!(flow.answered) != get!(flow.rx.begun)
+            && get!(flow.tx_next) == get!(flow.answer_at)
+    }
+}
+
 /// The first payload in after an upgrade, or into a tunnel: HTTP/2 if it begins with that one's preface, and otherwise
 /// nothing that anybody looks at again. Returns where in the packet HTTP/2 begins, or [`NOWHERE`].
 #[inline(always)]
@@ -321,7 +340,7 @@ unsafe fn resynchronise(flow: *mut Flow, slot: Slot) {
         }
         set!(flow.flush, head);
         set!(flow.guess, head);
-        set!(flow.rx_flags, flags | rx_flag::TENTATIVE);
+        set!(flow.rx_flags, (flags | rx_flag::TENTATIVE) & !rx_flag::HALF);
         set!(flow.rx.phase, phase::START);
     }
 }

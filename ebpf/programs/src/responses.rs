@@ -9,7 +9,7 @@ use ebpf_scaler_common::flow::{
     Flow, OUTSTANDING, Place, RTT_EVERY, entry, kind, place, rx_flag, tx_flag,
 };
 use ebpf_scaler_common::histogram;
-use ebpf_scaler_common::http1::{begins_response, flag, phase, skip_gap, status_in};
+use ebpf_scaler_common::http1::{begins_response, flag, in_head, phase, skip_gap, status_in};
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
@@ -126,8 +126,8 @@ unsafe fn next_answer(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
             .wrapping_sub(tail)
             .wrapping_add(get!(flow.lost_head).wrapping_sub(get!(flow.lost_tail)));
         if outstanding == 0 {
-            let at = get!(flow.rx.phase);
-            if (phase::FIRST..=phase::CR).contains(&at) {
+            let half = get!(flow.rx_flags) & rx_flag::HALF != 0;
+            if half || in_head(&raw const (*flow).rx) {
                 answer_early(packet, flow, slot, offset, len);
             }
             return;
@@ -178,7 +178,7 @@ unsafe fn next_answer(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
     }
 }
 
-/// The server answers before the headers are complete, mostly to refuse them.
+/// The server answers a request whose headers are not complete here: mostly to refuse them, or a part of them was missed.
 #[inline(always)]
 unsafe fn answer_early(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, len: u32) {
     // SAFETY: the caller's promise.
