@@ -39,8 +39,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     btf: Result<Btf, String>,
     run_queue_loaded: bool,
-    /// Whether the running kernel marks threads that a CPU limit takes off.
-    pub tells_throttling: bool,
+    /// Where the running kernel marks threads that a CPU limit takes off, if it does.
+    pub throttled: Option<u64>,
     run_queue_links: Vec<(&'static str, aya::programs::tp_btf::BtfTracePointLinkId)>,
     /// Why sockets that go are not noticed, if so.
     pub no_destroy: Option<String>,
@@ -147,7 +147,7 @@ impl Kernel {
             ebpf,
             btf,
             run_queue_loaded: false,
-            tells_throttling: throttled.is_some(),
+            throttled,
             run_queue_links: Vec::new(),
             no_destroy: None,
             maps,
@@ -213,34 +213,30 @@ impl Kernel {
     }
 
     fn trace_point(&mut self, name: &str) -> Result<&mut BtfTracePoint, String> {
-        let program = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| format!("no program {name} in the object"))?;
-        program
-            .try_into()
-            .map_err(|_| format!("{name} is not a trace point's program"))
+        trace_point(&mut self.ebpf, name)
     }
 
     fn load_trace_point(&mut self, name: &str) -> Result<(), String> {
         let btf = self.btf.as_ref().map_err(Clone::clone)?;
-        let program = self
-            .ebpf
-            .program_mut(name)
-            .ok_or_else(|| format!("no program {name} in the object"))?;
-        let program: &mut BtfTracePoint = program
-            .try_into()
-            .map_err(|_| format!("{name} is not a trace point's program"))?;
-        program
-            .load(name, btf)
-            .map_err(|e| failed(format!("{LOAD_PROGRAM} {name}"), &e).to_string())
+        load_trace_point(&mut self.ebpf, btf, name)
+    }
+
+    /// Why the verifier refuses a trace point's program: asked again with its log, which costs much, on maps of their
+    /// own. None if it is not refused then.
+    fn refusal(&self, name: &str) -> Option<String> {
+        let btf = self.btf.as_ref().ok()?;
+        let log = VerifierLogLevel::DEBUG;
+        let mut ebpf = load_object(log, QUARANTINE, FEWER_STEPS, self.throttled).ok()?;
+        load_trace_point(&mut ebpf, btf, name).err()
     }
 
     /// Loads the run queue's programs without attaching them, to know early whether they can be had.
     pub fn load_run_queue(&mut self) -> Result<(), String> {
         if !self.run_queue_loaded {
             for name in RUN_QUEUE {
-                self.load_trace_point(name)?;
+                if let Err(reason) = self.load_trace_point(name) {
+                    return Err(self.refusal(name).unwrap_or(reason));
+                }
             }
             self.run_queue_loaded = true;
         }
@@ -284,6 +280,19 @@ impl Kernel {
     pub fn run_queue_attached(&self) -> bool {
         !self.run_queue_links.is_empty()
     }
+}
+
+fn trace_point<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, String> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| format!("no program {name} in the object"))?
+        .try_into()
+        .map_err(|_| format!("{name} is not a trace point's program"))
+}
+
+fn load_trace_point(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> Result<(), String> {
+    trace_point(ebpf, name)?
+        .load(name, btf)
+        .map_err(|e| failed(format!("{LOAD_PROGRAM} {name}"), &e).to_string())
 }
 
 /// Nanoseconds as the programs' clock counts them.

@@ -8,6 +8,7 @@ mod memory;
 mod pool;
 mod reading;
 mod release;
+mod statistics;
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem::offset_of;
@@ -15,14 +16,15 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use ebpf_scaler_common::record::{
-    Control, Cost, Program, QUARANTINE, SAMPLED, SlotRecord, Stat, generation_of, slot_of, slot_ref,
+    Control, QUARANTINE, SlotRecord, generation_of, slot_of, slot_ref,
 };
 pub use ebpf_scaler_common::{Counters, Family, histogram};
 
 pub use culprits::Culprit;
 use kernel::Kernel;
 use pool::Pool;
-pub use reading::{Buckets, ProgramCost, Reading, Statistics};
+pub use reading::{Buckets, Reading};
+pub use statistics::{ProgramCost, Statistics};
 
 /// No more TCP sockets than these have state: half a KiB each.
 const MAX_FLOWS: u64 = 65_536;
@@ -146,7 +148,7 @@ impl Probes {
 
     /// Whether waits because of a CPU limit are told from others: the running kernel says it of each thread.
     pub fn tells_throttling(&self) -> bool {
-        self.kernel.tells_throttling
+        self.kernel.throttled.is_some()
     }
 
     /// Attaches and detaches what is optional (the run queue) to follow demand; returns what failed.
@@ -315,45 +317,6 @@ impl Probes {
 
     fn read_record(&self, index: u32) -> Reading {
         Reading::of(self.kernel.maps.slots.words(index))
-    }
-
-    /// Drops, desyncs, lost races, full maps, unknown cgroups, live socket storages.
-    pub fn statistics(&self) -> Statistics {
-        let maps = &self.kernel.maps;
-        let of_kernel = Stat::ALL
-            .iter()
-            .map(|(stat, name)| (*name, maps.statistics.word(*stat as u32, 0)));
-        let ours = [
-            (
-                "live_socket_storages",
-                maps.control.word(0, offset_of!(Control, live_flows)),
-            ),
-            (
-                "live_http2_storages",
-                maps.control.word(0, offset_of!(Control, live_http2)),
-            ),
-            ("live_slots", u64::from(self.pool.held())),
-            ("slots_full", self.slots_full),
-            ("quarantine_forgotten_cgroups", self.forgotten_cgroups),
-            ("quarantine_forgotten_requests", self.forgotten_requests),
-        ];
-        Statistics {
-            values: of_kernel.chain(ours).collect(),
-            programs: self.costs(),
-        }
-    }
-
-    fn costs(&self) -> Vec<ProgramCost> {
-        let costs = &self.kernel.maps.costs;
-        let of = |(program, name): &(Program, &'static str)| {
-            let word = |offset| costs.word(*program as u32, offset);
-            ProgramCost {
-                program: name,
-                runs: word(offset_of!(Cost, runs)) * SAMPLED,
-                seconds: (word(offset_of!(Cost, nanos)) * SAMPLED) as f64 / 1e9,
-            }
-        };
-        Program::ALL.iter().map(of).collect()
     }
 
     /// Zeroes a slot, then lets the programs have it.

@@ -104,26 +104,6 @@ impl Reading {
     }
 }
 
-/// What the programs could not do, and what they hold; each is cumulative unless its name begins with `live_`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Statistics {
-    /// Name and value, in a stable order. Names are metric suffixes: lower case, underscores.
-    pub values: Vec<(&'static str, u64)>,
-    /// What each program costs, estimated from the runs that it timed.
-    pub programs: Vec<ProgramCost>,
-}
-
-/// An estimate: what was timed, times how seldom it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProgramCost {
-    /// The program's name in the object.
-    pub program: &'static str,
-    /// How often it ran, to within the sampling interval on each CPU.
-    pub runs: u64,
-    /// How long it ran in all.
-    pub seconds: f64,
-}
-
 fn counters(word: impl Fn(usize) -> u64) -> Counters {
     let base = offset_of!(SlotRecord, tally);
     macro_rules! tally {
