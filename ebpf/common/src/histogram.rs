@@ -11,6 +11,18 @@ const OCTAVES: u32 = 26;
 /// How many buckets a histogram has.
 pub const BUCKETS: usize = ((OCTAVES - SUB_BITS + 1) * SUB as u32) as usize;
 
+/// Nanoseconds as whole microseconds. Below four seconds by a multiplication: BPF leaves a division to the CPU.
+#[inline(always)]
+pub const fn micros(nanos: u64) -> u64 {
+    // 2^38 / 1000, rounded up: exact for 32 bits (Granlund and Montgomery, 1994).
+    const RECIPROCAL: u64 = (1 << 38) / 1000 + 1;
+    if nanos <= u32::MAX as u64 {
+        (nanos * RECIPROCAL) >> 38
+    } else {
+        nanos / 1000
+    }
+}
+
 /// The bucket of a value in microseconds; always below [`BUCKETS`].
 #[inline(always)]
 pub const fn index(micros: u64) -> usize {
@@ -103,6 +115,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn microseconds_are_whole_thousands(nanos in prop_oneof![0..1u64 << 33, any::<u64>()], near in 0u64..2000) {
+            prop_assert_eq!(micros(nanos), nanos / 1000);
+            let edge = u64::from(u32::MAX) - near;
+            prop_assert_eq!(micros(edge), edge / 1000);
+        }
+
         #[test]
         fn a_midpoint_is_within_a_sixteenth_of_every_value(micros in 1u64..(1 << 26)) {
             let i = index(micros);

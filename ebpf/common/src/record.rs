@@ -7,6 +7,8 @@ use crate::histogram::BUCKETS;
 pub const QUARANTINE: u32 = 256;
 /// Steps of the HTTP/1 machine in one turn of `bpf_loop`; user space may ask for fewer when it loads the programs.
 pub const STEPS: u32 = 24;
+/// Turns and steps a packet: enough for 64 KiB of the shortest messages that anyone sends.
+pub const TOTAL_STEPS: u32 = 4096 * STEPS;
 /// No slot.
 pub const NO_SLOT: u32 = u32::MAX;
 /// Words of the bitmap of excluded TCP ports.
@@ -54,9 +56,7 @@ pub struct Tally {
     pub requests_aborted: u64,
     pub connections_closed: u64,
     pub tcp_retransmits: u64,
-    // The scheduler.
-    pub runqueue_wait_nanos: u64,
-    pub runqueue_waits: u64,
+    // The scheduler. How long all waited is the sum of these, and how often that of the histogram.
     pub runqueue_wait_self_nanos: u64,
     pub runqueue_wait_other_pods_nanos: u64,
     pub runqueue_wait_system_nanos: u64,

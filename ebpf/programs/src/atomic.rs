@@ -2,6 +2,7 @@
 //! consistent but `add` and `or`, which nobody waits for.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
+use core::mem::MaybeUninit;
 
 /// Adds without fetching.
 ///
@@ -37,6 +38,27 @@ pub unsafe fn swap(to: *mut u64, value: u64) -> u64 {
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(to, value) }
 }
 
+/// Whether this machine shows stores to other CPUs in their order, as x86-64 does; user space sets it when it loads the
+/// object, so for the verifier it is a constant.
+#[unsafe(no_mangle)]
+static ORDERED_STORES: u32 = 0;
+
+/// Writes after everything written before. BPF has no such store that older kernels know.
+///
+/// # Safety
+/// `to` is valid and aligned.
+#[inline(always)]
+pub unsafe fn release(to: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if core::ptr::read_volatile(&raw const ORDERED_STORES) != 0 {
+            core::ptr::write_volatile(to, value);
+        } else {
+            swap(to, value);
+        }
+    }
+}
+
 /// Replaces `old` by `new`; false if there was something else.
 ///
 /// # Safety
@@ -48,6 +70,18 @@ pub unsafe fn replace(at: *mut u64, old: u64, new: u64) -> bool {
         atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(at, old, new).0
             == old
     }
+}
+
+/// Fills with zeros, where they are. Volatile: the compiler would call a function that writes them byte by byte.
+#[inline(always)]
+pub fn zeroed(words: &mut MaybeUninit<[u64; 2]>) -> *mut u64 {
+    let words = words.as_mut_ptr().cast::<u64>();
+    // SAFETY: both words of the array.
+    unsafe {
+        core::ptr::write_volatile(words, 0);
+        core::ptr::write_volatile(words.add(1), 0);
+    }
+    words
 }
 
 /// Reads a field once, from memory.

@@ -25,30 +25,34 @@ static METERS: PerCpuArray<Meter> = PerCpuArray::with_max_entries(PROGRAMS, 0);
 #[map]
 static COSTS: Array<Cost> = Array::with_max_entries(PROGRAMS, BPF_F_MMAPABLE);
 
-/// A run begins. One that interrupts a run of the same program on the same CPU may end its timing early.
+/// A run of a program.
+pub struct Run {
+    program: Program,
+    meter: *mut Meter,
+}
+
+/// A run begins. One that interrupts a run of the same program on the same CPU may end its timing early. None never
+/// happens: the caller returns, so that nothing is verified twice.
 #[inline(always)]
-pub fn begin(program: Program) {
-    let Some(meter) = METERS.get_ptr_mut(program as u32) else {
-        return;
-    };
+pub fn begin(program: Program) -> Option<Run> {
+    let meter = METERS.get_ptr_mut(program as u32)?;
     // SAFETY: the map's element.
     unsafe {
         let left = get!(meter.left);
         if left != 0 {
             set!(meter.left, left - 1);
-            return;
+        } else {
+            set!(meter.left, SAMPLED - 1);
+            set!(meter.begun, bpf_ktime_get_ns());
         }
-        set!(meter.left, SAMPLED - 1);
-        set!(meter.begun, bpf_ktime_get_ns());
     }
+    Some(Run { program, meter })
 }
 
 /// A run ends.
 #[inline(always)]
-pub fn end(program: Program) {
-    let Some(meter) = METERS.get_ptr_mut(program as u32) else {
-        return;
-    };
+pub fn end(run: Run) {
+    let Run { program, meter } = run;
     // SAFETY: the maps' elements.
     unsafe {
         let begun = get!(meter.begun);

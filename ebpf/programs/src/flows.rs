@@ -16,24 +16,24 @@ use ebpf_scaler_common::record::{NO_SLOT, Program, Stat, generation_of, slot_of}
 use crate::atomic::{self, get, set};
 use crate::cost;
 use crate::http2;
-use crate::maps::{
-    EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCH_TAKEN, SCRATCHES, Scratch, control, count,
-};
+use crate::maps::{EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCHES, Scratch, control, count};
 use crate::packet::Packet;
 use crate::slots::{Slot, no_slot, resolve, tally};
 
+/// Marks a buffer as taken.
+pub type Taken = *mut u64;
+
 /// A buffer of this CPU; give it back.
 #[inline(always)]
-pub fn take_scratch() -> Option<(*mut Scratch, u64)> {
-    let taken = SCRATCH_TAKEN.get_ptr_mut(0)?;
+pub fn take_scratch() -> Option<(*mut Scratch, Taken)> {
     let mut i = 0;
     while i < SCRATCHES {
-        let bit = 1u64 << i;
-        // SAFETY: the map's element. An interrupt between the two sees the bit or gives its own back before.
+        let scratch = SCRATCH.get_ptr_mut(i)?;
+        // SAFETY: the map's element. Whatever interrupts or preempts this program takes its own, on this CPU too.
         unsafe {
-            let before = core::ptr::read_volatile(taken);
-            if before & bit == 0 && atomic::replace(taken, before, before | bit) {
-                return SCRATCH.get_ptr_mut(i).map(|scratch| (scratch, bit));
+            let taken = &raw mut (*scratch).taken;
+            if atomic::swap(taken, 1) == 0 {
+                return Some((scratch, taken));
             }
         }
         i += 1;
@@ -44,12 +44,9 @@ pub fn take_scratch() -> Option<(*mut Scratch, u64)> {
 
 /// Gives a buffer back.
 #[inline(always)]
-pub fn return_scratch(bit: u64) {
-    if let Some(taken) = SCRATCH_TAKEN.get_ptr_mut(0) {
-        // Only this bit, which is set: subtracting it clears it.
-        // SAFETY: the map's element.
-        unsafe { atomic::add(taken, bit.wrapping_neg()) };
-    }
+pub fn return_scratch(taken: Taken) {
+    // SAFETY: of this CPU, which the program has not left; and only its owner writes what is taken.
+    unsafe { core::ptr::write_volatile(taken, 0) };
 }
 
 /// The state of the packet's socket, if it has one.
@@ -335,9 +332,11 @@ pub unsafe fn oldest(flow: *mut Flow) -> u32 {
 /// A TCP socket goes: requests without an answer will not get one.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
-    cost::begin(Program::Destroy);
+    let Some(run) = cost::begin(Program::Destroy) else {
+        return 0;
+    };
     destroyed(&ctx);
-    cost::end(Program::Destroy);
+    cost::end(run);
     0
 }
 

@@ -1,6 +1,8 @@
 //! Which connections speak HTTP/2, and their state: a second socket storage that exists only for those. It is bounded like
 //! the first, by a cap of its own. What the frames mean is counted in `frames`.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skb_load_bytes};
 use ebpf_scaler_common::flow::{Flow, rx_flag};
@@ -166,10 +168,18 @@ pub unsafe fn believed(packet: &Packet, last: u32) -> bool {
 
 #[inline(always)]
 fn header(skb: *mut __sk_buff, at: u32) -> Option<(u64, u32)> {
-    let mut bytes = [0u64; 2];
+    let mut bytes = MaybeUninit::uninit();
+    let bytes = atomic::zeroed(&mut bytes);
     // SAFETY: nine bytes of sixteen.
-    let loaded = unsafe { bpf_skb_load_bytes(skb.cast(), at, bytes.as_mut_ptr().cast(), 9) };
-    (loaded == 0).then_some((bytes[0], bytes[1] as u32))
+    unsafe {
+        let loaded = bpf_skb_load_bytes(skb.cast(), at, bytes.cast(), 9);
+        (loaded == 0).then(|| {
+            (
+                core::ptr::read_volatile(bytes),
+                core::ptr::read_volatile(bytes.add(1)) as u32,
+            )
+        })
+    }
 }
 
 /// Whether to go on here although bytes are missing before this segment: it begins with frames.

@@ -50,6 +50,8 @@ pub static HTTP2S: SkStorage<Connection> = SkStorage::new();
 /// What is too large for the stack.
 #[repr(C)]
 pub struct Scratch {
+    /// Not 0 while a program uses it.
+    pub taken: u64,
     /// A stretch of payload.
     pub window: Window,
     /// The initial value of a new flow: only fields that each maker writes are ever not zero.
@@ -60,9 +62,6 @@ pub struct Scratch {
 
 /// Programs interrupt and preempt each other on a CPU, so each takes one of four that is free.
 pub const SCRATCHES: u32 = 4;
-/// A bit for each of the CPU's scratches that is taken.
-#[map]
-pub static SCRATCH_TAKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// The scratches.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SCRATCHES, 0);

@@ -2,6 +2,8 @@
 //!
 //! Hooks: cgroup_skb ingress and egress at the cgroup above all pods. Cost: see docs/benchmarks.md.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_cgroup_id;
 use aya_ebpf::macros::cgroup_skb;
@@ -23,51 +25,58 @@ const PASS: i32 = 1;
 
 /// Packets to the pods' sockets.
 #[cgroup_skb(ingress)]
+#[inline(always)]
 pub fn ingress(ctx: SkBuffContext) -> i32 {
-    cost::begin(Program::Ingress);
+    let Some(run) = cost::begin(Program::Ingress) else {
+        return PASS;
+    };
     packet(ctx.skb.skb, true);
-    cost::end(Program::Ingress);
+    cost::end(run);
     PASS
 }
 
 /// Packets from the pods' sockets.
 #[cgroup_skb(egress)]
+#[inline(always)]
 pub fn egress(ctx: SkBuffContext) -> i32 {
-    cost::begin(Program::Egress);
+    let Some(run) = cost::begin(Program::Egress) else {
+        return PASS;
+    };
     packet(ctx.skb.skb, false);
-    cost::end(Program::Egress);
+    cost::end(run);
     PASS
 }
 
 #[inline(always)]
 fn packet(skb: *mut __sk_buff, ingress: bool) {
-    let Some(packet) = Packet::read(skb, ingress) else {
+    let mut packet = MaybeUninit::uninit();
+    let Some(packet) = Packet::read(&mut packet, skb, ingress) else {
         return;
     };
     if packet.protocol != TCP {
-        unconnected(&packet);
+        unconnected(packet);
         return;
     }
     // SAFETY: the context's socket, which is not null.
     let state = unsafe { core::ptr::read_volatile(&raw const (*packet.sk).state) };
     if state == TCP_LISTEN {
-        listener(&packet);
+        listener(packet);
         return;
     }
-    let mut flow = flows::find(&packet);
+    let mut flow = flows::find(packet);
     let slot = if flow.is_null() {
-        let (found, cgroup) = of_cgroup(&packet);
+        let (found, cgroup) = of_cgroup(packet);
         let Some((slot_ref, slot)) = found else {
             return;
         };
-        flow = flows::make(&packet, slot_ref, slot, cgroup);
+        flow = flows::make(packet, slot_ref, slot, cgroup);
         if flow.is_null() {
-            bytes(&packet, slot, packet.inside());
+            bytes(packet, slot, packet.inside());
             return;
         }
         slot
     } else {
-        let Some(slot) = flows::slot(&packet, flow) else {
+        let Some(slot) = flows::slot(packet, flow) else {
             return;
         };
         slot
@@ -75,9 +84,9 @@ fn packet(skb: *mut __sk_buff, ingress: bool) {
     // SAFETY: the socket's storage.
     unsafe {
         if packet.connects() && get!(flow.tx_next) != packet.seq {
-            flows::connected_again(&packet, flow, slot);
+            flows::connected_again(packet, flow, slot);
         }
-        connection(&packet, flow, slot);
+        connection(packet, flow, slot);
     }
 }
 

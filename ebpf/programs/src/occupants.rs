@@ -7,7 +7,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use ebpf_scaler_common::record::{CULPRITS_PER_SLOT, Culprit, Culprits, IDLE, SYSTEM};
 
-use crate::atomic::{self, get, set};
+use crate::atomic::{get, set};
 use crate::slots::{Slot, tally};
 
 /// Occupants that are kept, and samples; powers of two.
@@ -320,7 +320,7 @@ unsafe fn blame(slot: Slot, who: u64, nanos: u64) {
             .cast::<Culprit>()
             .add((who & (CULPRITS_PER_SLOT as u64 - 1)) as usize);
         if get!(place.who) == who {
-            atomic::add(&raw mut (*place).nanos, nanos);
+            set!(place.nanos, get!(place.nanos).wrapping_add(nanos));
             return;
         }
         let rivals = get!(place.rivals).wrapping_add(nanos);

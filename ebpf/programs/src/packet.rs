@@ -1,9 +1,13 @@
 //! Reads the IP and TCP headers of a packet at the cgroup hook, where its data begin with the IP header. Never
 //! looks at the payload.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use ebpf_scaler_common::flow::FlowKey;
+
+use crate::atomic::set;
 
 /// Protocol numbers of the IP header.
 pub const TCP: u32 = 6;
@@ -24,9 +28,9 @@ pub struct Packet {
     /// Its socket.
     pub sk: *mut bpf_sock,
     /// The first 40 bytes: the IPv6 header, or IPv4's and TCP's.
-    head: [u32; 10],
-    /// TCP's first 20 bytes.
-    tcp: [u32; 5],
+    head: Words<10>,
+    /// TCP's first 20 bytes, of a packet that has them.
+    tcp: Words<5>,
     /// The IP header's protocol; 0xff for a later fragment.
     pub protocol: u32,
     v6: bool,
@@ -45,9 +49,13 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Reads the headers; None if there is no socket or the packet is too short.
+    /// Reads the headers into `packet`; None if there is no socket or the packet is too short.
     #[inline(always)]
-    pub fn read(skb: *mut __sk_buff, ingress: bool) -> Option<Packet> {
+    pub fn read(
+        packet: &mut MaybeUninit<Packet>,
+        skb: *mut __sk_buff,
+        ingress: bool,
+    ) -> Option<&Packet> {
         // SAFETY: the context; each field is read once.
         let (sk, protocol, len) = unsafe {
             (
@@ -59,19 +67,21 @@ impl Packet {
         if sk.is_null() {
             return None;
         }
-        let mut packet = Packet {
-            skb,
-            sk,
-            head: [0; 10],
-            tcp: [0; 5],
-            protocol: 0xff,
-            v6: protocol == ETH_P_IPV6,
-            headers: 0,
-            len,
-            seq: 0,
-            ack: 0,
-            flags: 0,
-            ingress,
+        let to = packet.as_mut_ptr();
+        // SAFETY: every field but the words. One by one and volatile, or the compiler would call a function that fills
+        // stretches of them with zeros byte by byte, for each packet.
+        let packet = unsafe {
+            set!(to.skb, skb);
+            set!(to.sk, sk);
+            set!(to.protocol, 0xff);
+            set!(to.v6, protocol == ETH_P_IPV6);
+            set!(to.headers, 0);
+            set!(to.len, len);
+            set!(to.seq, 0);
+            set!(to.ack, 0);
+            set!(to.flags, 0);
+            set!(to.ingress, ingress);
+            packet.assume_init_mut()
         };
         if packet.v6 {
             if !packet.load_head() {
@@ -103,7 +113,7 @@ impl Packet {
             let words = data as *const u32;
             let mut i = 0;
             while i < 10 {
-                self.head[i] = core::ptr::read_volatile(words.add(i));
+                self.head.set(i, core::ptr::read_volatile(words.add(i)));
                 i += 1;
             }
         }
@@ -113,34 +123,36 @@ impl Packet {
     /// A packet without TCP can be shorter than 40 bytes: then IP's header alone.
     #[inline(always)]
     fn load_short(&mut self) -> bool {
-        let mut ip = [0u32; 5];
+        let mut ip = Words::<5>::new();
         if !load(self.skb, 0, &mut ip) {
             return false;
         }
-        self.head = [ip[0], ip[1], ip[2], ip[3], ip[4], 0, 0, 0, 0, 0];
+        let mut i = 0;
+        while i < 10 {
+            self.head.set(i, if i < 5 { ip.at(i) } else { 0 });
+            i += 1;
+        }
         true
     }
 
     #[inline(always)]
     fn read_v4(&mut self) -> Option<()> {
-        let first = u32::from_be(self.head[0]);
+        let first = u32::from_be(self.head.at(0));
         let ip = ((first >> 24) & 0xf) * 4;
-        let fragment = u32::from_be(self.head[1]) & 0x1fff;
+        let fragment = u32::from_be(self.head.at(1)) & 0x1fff;
         self.protocol = if fragment == 0 {
-            (u32::from_be(self.head[2]) >> 16) & 0xff
+            (u32::from_be(self.head.at(2)) >> 16) & 0xff
         } else {
             0xff
         };
         self.headers = ip;
         if self.protocol == TCP {
             if ip == 20 {
-                self.tcp = [
-                    self.head[5],
-                    self.head[6],
-                    self.head[7],
-                    self.head[8],
-                    self.head[9],
-                ];
+                let mut i = 0;
+                while i < 5 {
+                    self.tcp.set(i, self.head.at(5 + i));
+                    i += 1;
+                }
             } else if !load(self.skb, ip, &mut self.tcp) {
                 return None;
             }
@@ -153,15 +165,15 @@ impl Packet {
 
     #[inline(always)]
     fn read_v6(&mut self) -> Option<()> {
-        self.protocol = (u32::from_be(self.head[1]) >> 8) & 0xff;
+        self.protocol = (u32::from_be(self.head.at(1)) >> 8) & 0xff;
         self.headers = 40;
         if self.protocol == HOP_BY_HOP {
             // A jumbogram's option (BIG TCP).
-            let mut option = [0u32; 2];
+            let mut option = Words::<2>::new();
             if !load(self.skb, 40, &mut option) {
                 return None;
             }
-            let option = u32::from_be(option[0]);
+            let option = u32::from_be(option.at(0));
             self.protocol = option >> 24;
             self.headers = 48 + ((option >> 16) & 0xff) * 8;
         }
@@ -178,12 +190,12 @@ impl Packet {
 
     #[inline(always)]
     fn read_tcp(&mut self) {
-        let word = u32::from_be(self.tcp[3]);
+        let word = u32::from_be(self.tcp.at(3));
         self.flags = (word >> 16) & 0xff;
         self.headers += (word >> 28) * 4;
-        self.ack = u32::from_be(self.tcp[2]);
+        self.ack = u32::from_be(self.tcp.at(2));
         // A SYN takes the first sequence number.
-        self.seq = u32::from_be(self.tcp[1]).wrapping_add(u32::from(self.flags & SYN != 0));
+        self.seq = u32::from_be(self.tcp.at(1)).wrapping_add(u32::from(self.flags & SYN != 0));
     }
 
     /// Whether the packet asks for a connection from here.
@@ -225,27 +237,27 @@ impl Packet {
     #[inline(always)]
     pub fn inside(&self) -> bool {
         if self.v6 {
-            let h = &self.head;
-            let same = h[2] == h[6] && h[3] == h[7] && h[4] == h[8] && h[5] == h[9];
+            let h = |i| self.head.at(i);
+            let same = h(2) == h(6) && h(3) == h(7) && h(4) == h(8) && h(5) == h(9);
             let r = if self.ingress {
-                [h[2], h[3], h[4], h[5]]
+                [h(2), h(3), h(4), h(5)]
             } else {
-                [h[6], h[7], h[8], h[9]]
+                [h(6), h(7), h(8), h(9)]
             };
             return same || r[0] == 0 && r[1] == 0 && r[2] == 0 && r[3] == 1u32.to_be();
         }
         let remote = if self.ingress {
-            self.head[3]
+            self.head.at(3)
         } else {
-            self.head[4]
+            self.head.at(4)
         };
-        self.head[3] == self.head[4] || u32::from_be(remote) >> 24 == 127
+        self.head.at(3) == self.head.at(4) || u32::from_be(remote) >> 24 == 127
     }
 
     /// The TCP port at this end.
     #[inline(always)]
     pub fn local_port(&self) -> u32 {
-        let ports = u32::from_be(self.tcp[0]);
+        let ports = u32::from_be(self.tcp.at(0));
         if self.ingress {
             ports & 0xffff
         } else {
@@ -259,13 +271,13 @@ impl Packet {
     /// `key` is valid.
     #[inline(always)]
     pub unsafe fn write_key(&self, key: *mut FlowKey, cgroup: u64) {
-        let h = &self.head;
+        let h = |i| self.head.at(i);
         let (from, to) = if self.v6 {
-            ([h[2], h[3], h[4], h[5]], [h[6], h[7], h[8], h[9]])
+            ([h(2), h(3), h(4), h(5)], [h(6), h(7), h(8), h(9)])
         } else {
-            ([h[3], 0, 0, 0], [h[4], 0, 0, 0])
+            ([h(3), 0, 0, 0], [h(4), 0, 0, 0])
         };
-        let ports = u32::from_be(self.tcp[0]);
+        let ports = u32::from_be(self.tcp.at(0));
         let swapped = ports.rotate_right(16);
         let (remote, local, ports) = if self.ingress {
             (from, to, ports)
@@ -282,8 +294,30 @@ impl Packet {
     }
 }
 
+/// Words that are written before they are read, as the verifier sees to.
+#[repr(C)]
+struct Words<const N: usize>([MaybeUninit<u32>; N]);
+
+impl<const N: usize> Words<N> {
+    #[inline(always)]
+    const fn new() -> Words<N> {
+        Words([const { MaybeUninit::uninit() }; N])
+    }
+
+    #[inline(always)]
+    fn set(&mut self, i: usize, word: u32) {
+        self.0[i] = MaybeUninit::new(word);
+    }
+
+    #[inline(always)]
+    fn at(&self, i: usize) -> u32 {
+        // SAFETY: see above.
+        unsafe { self.0[i].assume_init() }
+    }
+}
+
 #[inline(always)]
-fn load<const N: usize>(skb: *mut __sk_buff, offset: u32, to: &mut [u32; N]) -> bool {
+fn load<const N: usize>(skb: *mut __sk_buff, offset: u32, to: &mut Words<N>) -> bool {
     // SAFETY: the length is that of the array.
-    unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.as_mut_ptr().cast(), (N * 4) as u32) == 0 }
+    unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.0.as_mut_ptr().cast(), (N * 4) as u32) == 0 }
 }

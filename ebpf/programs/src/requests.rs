@@ -67,7 +67,7 @@ pub unsafe fn segment<const LISTENER: bool>(packet: &Packet, flow: *mut Flow, sl
             return;
         };
         let next = in_order::<LISTENER>(packet, flow, slot, mode, next, len);
-        atomic::swap(&raw mut (*flow).rx_next, next as u64);
+        atomic::release(&raw mut (*flow).rx_next, next as u64);
     }
 }
 

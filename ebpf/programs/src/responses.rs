@@ -4,6 +4,8 @@
 //!
 //! Packets out are handled under the socket's lock, so nothing here races with itself.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock};
 use ebpf_scaler_common::flow::{
     Flow, OUTSTANDING, Place, RTT_EVERY, entry, kind, place, rx_flag, tx_flag,
@@ -202,19 +204,18 @@ unsafe fn answer_early(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32
 /// The first 16 bytes at `offset` of the payload, or as many as there are.
 #[inline(always)]
 unsafe fn look(packet: &Packet, offset: u32, left: u32) -> (u64, u64) {
-    let mut first = [0u64; 2];
+    let mut first = MaybeUninit::uninit();
+    let first = atomic::zeroed(&mut first);
     let n = if left < 16 { left } else { 16 };
     let n = ((one_to_256(n) - 1) & 15) + 1;
     // SAFETY: at most 16 bytes.
     unsafe {
-        bpf_skb_load_bytes(
-            packet.skb.cast(),
-            packet.headers + offset,
-            first.as_mut_ptr().cast(),
-            n,
+        bpf_skb_load_bytes(packet.skb.cast(), packet.headers + offset, first.cast(), n);
+        (
+            core::ptr::read_volatile(first),
+            core::ptr::read_volatile(first.add(1)),
         )
-    };
-    (first[0], first[1])
+    }
 }
 
 /// An answer is being framed.
@@ -321,7 +322,14 @@ unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
         class(slot, status);
         tally!(slot, ended, 1);
         let begun = begun & (u64::MAX >> entry::SHIFT);
-        latency(slot, if now > begun { (now - begun) / 1000 } else { 0 });
+        latency(
+            slot,
+            if now > begun {
+                histogram::micros(now - begun)
+            } else {
+                0
+            },
+        );
     }
 }
 

@@ -63,6 +63,8 @@ struct Cpu {
     since: u64,
     /// To turn pointers into numbers.
     tasks: [u64; 2],
+    /// The CPU's idle task, once it was seen.
+    idle: u64,
     cached: [Cached; CACHED],
     occupants: Occupants,
 }
@@ -76,18 +78,22 @@ static WOKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// A task becomes runnable.
 #[btf_tracepoint(function = "sched_wakeup")]
 pub fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
-    cost::begin(Program::Wakeup);
+    let Some(run) = cost::begin(Program::Wakeup) else {
+        return 0;
+    };
     wakeup(&ctx);
-    cost::end(Program::Wakeup);
+    cost::end(run);
     0
 }
 
 /// A new task becomes runnable.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
-    cost::begin(Program::WakeupNew);
+    let Some(run) = cost::begin(Program::WakeupNew) else {
+        return 0;
+    };
     wakeup(&ctx);
-    cost::end(Program::WakeupNew);
+    cost::end(run);
     0
 }
 
@@ -107,9 +113,11 @@ fn wakeup(ctx: &BtfTracePointContext) {
 /// A CPU goes from one task to the next.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    cost::begin(Program::Switch);
+    let Some(run) = cost::begin(Program::Switch) else {
+        return 0;
+    };
     switch(&ctx);
-    cost::end(Program::Switch);
+    cost::end(run);
     0
 }
 
@@ -126,11 +134,15 @@ fn switch(ctx: &BtfTracePointContext) {
         let preempted: u64 = number(ctx, 0);
         let state: u64 = number(ctx, 3);
         let now = bpf_ktime_get_ns();
+        let (previous, next) = (
+            core::ptr::read_volatile(tasks.cast::<u64>()),
+            core::ptr::read_volatile(tasks.add(1).cast::<u64>()),
+        );
         // The current task is the one that is switched out; the idle task waits for nothing.
         let Some(control) = control() else { return };
         let since = get!(control.runqueue_since);
         let mut who = IDLE;
-        if bpf_get_current_pid_tgid() as u32 != 0 {
+        if !is_idle(cpu, previous) {
             who = current(cpu, control);
             let wait = get!(cpu.wait);
             if get!(cpu.since) == since {
@@ -142,23 +154,34 @@ fn switch(ctx: &BtfTracePointContext) {
             }
             if preempted as u8 != 0 || state as u32 == 0 {
                 let throttled = throttled(ctx);
-                begin(
-                    core::ptr::read_volatile(tasks.cast::<u64>()),
-                    now,
-                    throttled,
-                );
+                begin(previous, now, throttled);
             }
         }
         occupants::ran(&raw mut (*cpu).occupants, who, now);
         set!(cpu.since, since);
-        set!(
-            cpu.wait,
-            end(
-                core::ptr::read_volatile(tasks.add(1).cast::<u64>()),
-                now,
-                since
-            )
-        );
+        let wait = if next == get!(cpu.idle) {
+            0
+        } else {
+            end(next, now, since)
+        };
+        set!(cpu.wait, wait);
+    }
+}
+
+/// Whether the current task is this CPU's idle one, which is always the same.
+#[inline(always)]
+unsafe fn is_idle(cpu: *mut Cpu, current: u64) -> bool {
+    // SAFETY: the map's element, and a helper call.
+    unsafe {
+        let idle = get!(cpu.idle);
+        if idle != 0 {
+            return current == idle;
+        }
+        let found = bpf_get_current_pid_tgid() as u32 == 0;
+        if found {
+            set!(cpu.idle, current);
+        }
+        found
     }
 }
 
@@ -272,9 +295,7 @@ unsafe fn credit(cpu: *mut Cpu, own: u64, wait: u64) {
             return;
         };
         let nanos = (wait >> 1) - 1;
-        tally!(slot, runqueue_wait_nanos, nanos);
-        tally!(slot, runqueue_waits, 1);
-        let index = histogram::index(nanos / 1000) & 0xff;
+        let index = histogram::index(histogram::micros(nanos)) & 0xff;
         if index < histogram::BUCKETS {
             atomic::add(
                 (&raw mut (*slot.record).runqueue_latency)

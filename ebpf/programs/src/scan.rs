@@ -5,19 +5,20 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes};
 use ebpf_scaler_common::flow::{Flow, rx_flag};
 use ebpf_scaler_common::http1::{Machine, Next, Window, event, phase, prepare, step};
-use ebpf_scaler_common::record::Stat;
+use ebpf_scaler_common::record::{Stat, TOTAL_STEPS};
 
 use crate::atomic::{get, set};
 use crate::maps::count;
 use crate::slots::Slot;
 use crate::{requests, responses};
 
-/// Turns and steps a packet: enough for 64 KiB of the shortest messages that anyone sends.
-const TOTAL_STEPS: u32 = 4096 * ebpf_scaler_common::record::STEPS;
-/// Steps a turn: a window of long lines takes 16. The verifier walks through each, and its older versions forget
+/// Steps a turn: a window of long lines takes 8. The verifier walks through each, and its older versions forget
 /// less of what they have seen, so user space asks for fewer where it must; it then takes more turns.
 #[unsafe(no_mangle)]
 static STEPS: u32 = ebpf_scaler_common::record::STEPS;
+/// Turns a packet: the bound of the work is the same, whatever a turn is. Not divided here, for each packet.
+#[unsafe(no_mangle)]
+static TURNS: u32 = TOTAL_STEPS / ebpf_scaler_common::record::STEPS;
 
 /// A constant for the verifier, not for the compiler.
 #[inline(always)]
@@ -26,10 +27,10 @@ fn steps() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const STEPS) }
 }
 
-/// The bound of the work is the same, whatever a turn is.
 #[inline(always)]
 fn turns() -> u32 {
-    TOTAL_STEPS / steps().max(1)
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const TURNS) }
 }
 
 /// What a turn needs; lives on the stack.

@@ -10,6 +10,7 @@ use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachT
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_scaler_common::record::{
     Control, Cost, Culprits, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, STEPS, SlotRecord,
+    TOTAL_STEPS,
 };
 
 use super::memory::Shared;
@@ -317,6 +318,12 @@ fn load_object(
         .override_global("TASK_THROTTLED", &throttled.unwrap_or(0), true)
         .allow_unsupported_maps()
         .override_global("STEPS", &steps, true)
+        .override_global("TURNS", &(TOTAL_STEPS / steps), true)
+        .override_global(
+            "ORDERED_STORES",
+            &u32::from(cfg!(target_arch = "x86_64")),
+            true,
+        )
         .map_max_entries("SLOTS", slots)
         .map_max_entries("CULPRITS", slots)
         .map_max_entries("DIRTY", slots.div_ceil(64))

@@ -59,6 +59,14 @@ impl Reading {
             offset_of!(SlotRecord, runqueue_latency),
         );
         fill(&mut reading.tcp_rtt, offset_of!(SlotRecord, tcp_rtt));
+        // The programs add to as little as they can.
+        let c = &mut reading.counters;
+        c.runqueue_waits = reading.runqueue_latency.iter().sum();
+        c.runqueue_wait_nanos = c.runqueue_wait_self_nanos
+            + c.runqueue_wait_other_pods_nanos
+            + c.runqueue_wait_system_nanos
+            + c.runqueue_wait_throttled_nanos
+            + c.runqueue_wait_idle_nanos;
         reading
     }
 
@@ -134,8 +142,8 @@ fn counters(word: impl Fn(usize) -> u64) -> Counters {
         connections_opened: tally!(connections_opened),
         connections_closed: tally!(connections_closed),
         tcp_retransmits: tally!(tcp_retransmits),
-        runqueue_wait_nanos: tally!(runqueue_wait_nanos),
-        runqueue_waits: tally!(runqueue_waits),
+        runqueue_wait_nanos: 0,
+        runqueue_waits: 0,
         cpu_throttled_micros: 0,
         runqueue_wait_self_nanos: tally!(runqueue_wait_self_nanos),
         runqueue_wait_other_pods_nanos: tally!(runqueue_wait_other_pods_nanos),

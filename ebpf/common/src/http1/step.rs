@@ -5,7 +5,7 @@ use core::ptr::{read_volatile, write_volatile};
 
 use super::bytes::one_byte;
 use super::words::*;
-use super::{LOOKAHEAD, Machine, Window, event, flag, phase};
+use super::{LOOKAHEAD, Machine, PAD, Window, event, flag, phase};
 
 /// One bounded step; returns an [`event`].
 ///
@@ -178,18 +178,24 @@ pub(super) unsafe fn begin_value(m: *mut Machine, value: u32) {
     }
 }
 
-/// Sixteen bytes at once towards the next LF.
+/// Bytes that are looked at at once for the end of a line.
+const STRIDE: u32 = 32;
+const _: () = assert!(STRIDE as usize <= PAD);
+
+/// [`STRIDE`] bytes at once towards the next LF.
 #[inline(always)]
 unsafe fn to_line_end(m: *mut Machine, w: *mut Window, at: u32, pos: u32, len: u32, a: u64) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut found = newline(a);
-        if found == 8 {
-            found = 8 + newline(word(w, pos, 8));
+        let (mut found, mut ahead) = (newline(a), 8);
+        while found == ahead && ahead < STRIDE {
+            found = ahead + newline(word(w, pos, ahead as usize));
+            ahead += 8;
         }
         let next = pos + found + 1;
-        if found == 16 || next > len {
-            set!(w.pos, if pos + 16 < len { pos + 16 } else { len });
+        if found == STRIDE || next > len {
+            let end = pos + STRIDE;
+            set!(w.pos, if end < len { end } else { len });
             return event::NONE;
         }
         set!(w.pos, next);

@@ -108,11 +108,11 @@ pub(super) const fn newline(a: u64) -> u32 {
     (lowest.wrapping_mul(0x0001_0203_0405_0607) >> 56) as u32
 }
 
-/// Eight bytes, `ahead` (at most 16) behind `pos`. The mask is for the verifier; the padding is for `ahead`.
+/// Eight bytes, `ahead` (at most 24) behind `pos`. The mask is for the verifier; the padding is for `ahead`.
 #[inline(always)]
 pub(super) unsafe fn word(w: *mut Window, pos: u32, ahead: usize) -> u64 {
     let at = (pos & (WINDOW as u32 - 1)) as usize;
-    // SAFETY: at most WINDOW - 1 + 16 + 8 bytes are read.
+    // SAFETY: at most WINDOW - 1 + PAD bytes are read.
     unsafe { load((&raw const (*w).bytes).cast::<u8>().add(at).add(ahead)) }
 }
 
