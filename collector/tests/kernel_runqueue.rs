@@ -12,7 +12,7 @@ mod kernel;
 use std::time::{Duration, Instant};
 
 use ebpf_scaler_collector::agent::probes::{Buckets, Family, histogram};
-use kernel::load::{Load, alone, want};
+use kernel::load::{Load, alone, unknown, want};
 use kernel::{World, eventually};
 
 fn quantile(buckets: &Buckets, q: f64) -> u64 {
@@ -87,11 +87,11 @@ fn waits_are_those_of_schedstat() {
             (waited / expected - 1.0).abs() < 0.02,
             "waited {waited}, schedstat {expected}"
         );
-        let unknown = world.statistic("runqueue_waits_unknown");
         let (waits, slices) = (
             after.runqueue_waits - before.runqueue_waits,
             stat_after.1 - stat.1,
         );
+        let unknown = unknown(&world, slices);
         assert!(
             waits <= slices + 2 && waits + unknown + 2 >= slices,
             "{waits} waits, {unknown} not known, {slices} time slices"

@@ -16,7 +16,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use ebpf_scaler_collector::agent::probes::{Counters, Family, histogram};
-use kernel::load::{Load, alone, on_cpus, schedstat, want};
+use kernel::load::{Load, alone, on_cpus, schedstat, unknown, want};
 use kernel::{Pod, World, eventually};
 
 /// Says to this binary's own test [`a_load_when_told_so`] what to do.
@@ -194,10 +194,11 @@ fn assert_exact(world: &World, before: (Counters, (u64, u64)), after: (Counters,
     // Three threads in two places of the table, of which the earlier one's wait is lost and counted as such.
     let collisions = world.statistic("runqueue_collisions");
     assert!(collisions <= stat.1 / 1000, "{collisions} of {stat:?}");
-    let unknown = world.statistic("runqueue_waits_unknown");
-    assert!(unknown <= stat.1 / 20, "{unknown} of {stat:?}");
+    let unknown = unknown(world, stat.1);
+    // A thread that is preempted just before it would have slept waits, but has no time slice in schedstat.
+    let more = 2 + stat.1 / 1000;
     assert!(
-        ours.1 <= stat.1 + 2 && ours.1 + unknown + 2 >= stat.1,
+        ours.1 <= stat.1 + more && ours.1 + unknown + 2 >= stat.1,
         "{ours:?} {stat:?}, {unknown} not known, {collisions} collisions"
     );
     let ratio = ours.0 as f64 / stat.0 as f64;
@@ -262,9 +263,9 @@ fn a_thread_that_is_moved_between_cpus_waits_once() {
     let waits = after.0.runqueue_waits - before.0.runqueue_waits;
     let slices = after.1.1 - before.1.1;
     assert!(slices >= 200, "{slices}");
-    let unknown = world.statistic("runqueue_waits_unknown");
+    let unknown = unknown(&world, slices);
     assert!(
-        waits <= slices + 2 && waits + unknown + 2 >= slices && unknown <= slices / 10,
+        waits <= slices + 2 && waits + unknown + 2 >= slices,
         "{waits} and {unknown} not known of {slices}"
     );
 }

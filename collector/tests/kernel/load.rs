@@ -135,3 +135,21 @@ pub fn on_cpus(task: u32, cpus: &[usize]) {
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     }
 }
+
+/// Waits that are not known: only where three threads met in two places of the table, or where the kernel hides threads.
+/// It then hides switches from them and, while they run, whom they or interrupts wake.
+pub fn unknown(world: &World, slices: u64) -> u64 {
+    let of = |name| world.statistic(name);
+    let (unknown, unseen) = (of("runqueue_waits_unknown"), of("runqueue_switches_unseen"));
+    let hidden = if unseen == 0 {
+        0
+    } else {
+        unseen + slices / 100
+    };
+    assert!(
+        unknown <= of("runqueue_collisions") + hidden,
+        "{slices} time slices: {}",
+        world.troubles()
+    );
+    unknown
+}

@@ -248,9 +248,12 @@ stats! {
     /// HTTP/2 connections whose first payload reached a listener: the requests in it are counted when a later one tells of
     /// them by its stream's number, but for the first.
     Http2Listener = "http2_listener_payloads",
-    /// Times that a pod's thread ran without its wait for the CPU being known: not in the pod's waits. Mostly threads that
-    /// were moved between CPUs, and the waits lost by `runqueue_collisions`.
+    /// Times that a pod's thread ran without its wait for the CPU being known: not in the pod's waits. Those lost by
+    /// `runqueue_collisions`, and what a kernel hides, see `runqueue_switches_unseen`.
     RunQueueUnknown = "runqueue_waits_unknown",
+    /// Switches between threads that the kernel's trace point did not tell of: the thread that ran was not the one switched
+    /// to last. A kernel can leave out threads that it hides.
+    RunQueueUnseen = "runqueue_switches_unseen",
 }
 
 /// Elements of the map STATISTICS, some of them spare.

@@ -129,6 +129,7 @@ fn switch(ctx: &BtfTracePointContext) {
     // SAFETY: the trace point's arguments, tasks by their addresses only; run with interrupts off.
     unsafe {
         let tasks = (&raw mut (*cpu).tasks).cast::<*const u8>();
+        let expected = core::ptr::read_volatile(tasks.add(1).cast::<u64>());
         core::ptr::write_volatile(tasks, argument(ctx, 1));
         core::ptr::write_volatile(tasks.add(1), argument(ctx, 2));
         let preempted: u64 = number(ctx, 0);
@@ -141,11 +142,19 @@ fn switch(ctx: &BtfTracePointContext) {
         // The current task is the one that is switched out; the idle task waits for nothing.
         let Some(control) = control() else { return };
         let since = get!(control.runqueue_since);
+        let seen = get!(cpu.since) == since;
+        if seen && expected != previous {
+            // Whoever ran in between was switched out without the trace point: the wait at hand is not this task's, and
+            // when its own ended is not known.
+            count(Stat::RunQueueUnseen);
+            set!(cpu.wait, 0);
+            end(previous, now, since);
+        }
         let mut who = IDLE;
         if !is_idle(cpu, previous) {
             who = current(cpu, control);
             let wait = get!(cpu.wait);
-            if get!(cpu.since) == since {
+            if seen {
                 if wait != 0 {
                     credit(cpu, who, wait);
                 } else if who != SYSTEM {
