@@ -54,7 +54,7 @@ fn a_whole_object_is_accepted_and_survives_a_round_trip() {
         s["metrics"] = json!([
             {"type": "RequestRate", "requestRate": {"target": {"averageValue": "100"}, "port": 8080, "stableWindow": "30s", "burstWindow": "3s"}},
             {"type": "RequestsInFlight", "requestsInFlight": {"target": {"averageValue": "10"}, "stableWindow": "60s", "burstWindow": "3s"}},
-            {"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms", "stableWindow": "30s"}},
+            {"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms", "port": 8080, "container": "app", "stableWindow": "30s"}},
             {"type": "RunQueueLatency", "runQueueLatency": {"percentile": "p90", "target": "10ms", "stableWindow": "30s"}},
             {"type": "RunQueueWaitingThreads", "runQueueWaitingThreads": {"target": {"averageValue": "500m"}, "stableWindow": "30s", "burstWindow": "3s"}},
             {"type": "NetworkThroughput", "networkThroughput": {"direction": "Both", "target": {"averageValue": "10Mi"}, "stableWindow": "30s", "burstWindow": "3s"}},
@@ -134,6 +134,12 @@ fn each_wrong_object_is_refused_with_the_field_and_what_would_be_right() {
             }),
         ),
         (
+            "runQueueLatency.port can not be set: threads have no port",
+            scaler(|s| {
+                s["metrics"][0] = json!({"type": "RunQueueLatency", "runQueueLatency": {"percentile": "p99", "target": "9ms", "port": 80, "stableWindow": "30s"}});
+            }),
+        ),
+        (
             "target.value must be set if target.type is Value, and only then",
             scaler(|s| s["metrics"][1]["external"]["target"]["type"] = json!("Value")),
         ),
@@ -145,8 +151,16 @@ fn each_wrong_object_is_refused_with_the_field_and_what_would_be_right() {
 }
 
 #[test]
-fn another_port_percentile_or_name_is_another_metric() {
+fn another_port_container_percentile_or_name_is_another_metric() {
     let object = scaler(|s| {
+        let mut app = s["metrics"][0].clone();
+        app["requestRate"]["container"] = json!("app");
+        s["metrics"].as_array_mut().unwrap().push(app);
+        for container in ["app", "proxy"] {
+            let waiting = json!({"type": "RunQueueWaitingThreads", "runQueueWaitingThreads": {
+                "target": {"averageValue": "1"}, "container": container, "stableWindow": "30s", "burstWindow": "3s"}});
+            s["metrics"].as_array_mut().unwrap().push(waiting);
+        }
         let mut other = s["metrics"][0].clone();
         other["requestRate"]["port"] = json!(9000);
         s["metrics"].as_array_mut().unwrap().push(other);

@@ -9,6 +9,7 @@ use ebpf_scaler_crds::v1alpha1::{
 };
 use ebpf_scaler_decide::{self as decide, Limit, Objective, Policy, Rules, Select, Target, Unit};
 use ebpf_scaler_measure::Metric;
+use ebpf_scaler_measure::query::RESERVED_PREFIX;
 
 use crate::schedule::Schedules;
 
@@ -158,7 +159,7 @@ fn seconds(s: i32) -> Duration {
 
 fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric, Query, Shown)> {
     let type_ = spec.type_;
-    let mut pods = pods.to_owned();
+    let narrowing;
     let metric;
     let objective;
     let target;
@@ -176,9 +177,7 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
                 objective = Objective::Level;
                 spec.requests_in_flight.as_ref()?
             };
-            if let Some(port) = block.port {
-                pods = format!("{pods},ebpfscaler.io/port={port}");
-            }
+            narrowing = Narrowing::new(block.port, block.container.as_deref());
             target = Target::Average(block.target.average_value.get());
             target_text = block.target.average_value.to_string();
             stable = block.stable_window;
@@ -190,6 +189,7 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
             } else {
                 ("runqueue", spec.run_queue_latency.as_ref()?)
             };
+            narrowing = Narrowing::new(block.port, block.container.as_deref());
             let name = format!(
                 "{family}_latency_{}_microseconds",
                 block.percentile.as_str()
@@ -205,6 +205,7 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
         }
         MetricType::RunQueueWaitingThreads => {
             let block = spec.run_queue_waiting_threads.as_ref()?;
+            narrowing = Narrowing::new(None, block.container.as_deref());
             metric = Metric::RunQueueWaitingThreads;
             objective = Objective::Level;
             target = Target::Average(block.target.average_value.get());
@@ -214,6 +215,7 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
         }
         MetricType::NetworkThroughput => {
             let block = spec.network_throughput.as_ref()?;
+            narrowing = Narrowing::new(block.port, block.container.as_deref());
             metric = match block.direction {
                 Direction::Receive => Metric::NetworkReceiveBytesPerSecond,
                 Direction::Transmit => Metric::NetworkTransmitBytesPerSecond,
@@ -236,18 +238,14 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
     let query = Query {
         namespace: namespace.to_owned(),
         metric: metric.as_str().to_owned(),
-        selector: pods.clone(),
+        selector: narrowing.selector(pods),
         windows: windows
             .iter()
             .map(|w| u32::try_from(w.as_secs()).unwrap_or(u32::MAX))
             .collect(),
     };
-    let port = pods.rsplit_once("ebpfscaler.io/port=").map(|(_, p)| p);
     let decided = decide::Metric {
-        name: match port {
-            Some(port) => format!("{}:{port}", metric.as_str()),
-            None => metric.as_str().to_owned(),
-        },
+        name: narrowing.name(metric),
         objective,
         target,
         stable_window: stable.get(),
@@ -260,6 +258,43 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
         micros: matches!(objective, Objective::Latency { .. }),
     };
     Some((decided, query, shown))
+}
+
+/// What of each pod counts.
+struct Narrowing<'a> {
+    port: Option<i32>,
+    container: Option<&'a str>,
+}
+
+impl<'a> Narrowing<'a> {
+    fn new(port: Option<i32>, container: Option<&'a str>) -> Self {
+        Self { port, container }
+    }
+
+    /// The pods' selector with the reserved keys.
+    fn selector(&self, pods: &str) -> String {
+        let port = self
+            .port
+            .map(|port| format!("{RESERVED_PREFIX}port={port}"));
+        let container = self.container;
+        let container = container.map(|name| format!("{RESERVED_PREFIX}container={name}"));
+        let all = std::iter::once(pods.to_owned())
+            .chain(port)
+            .chain(container);
+        all.collect::<Vec<_>>().join(",")
+    }
+
+    /// The metric's name with what tells it from the same metric of the whole pod.
+    fn name(&self, metric: Metric) -> String {
+        let container = self.container.map(|name| format!("[{name}]"));
+        let port = self.port.map(|port| format!(":{port}"));
+        format!(
+            "{}{}{}",
+            metric.as_str(),
+            container.unwrap_or_default(),
+            port.unwrap_or_default()
+        )
+    }
 }
 
 fn external(spec: &MetricSpec, namespace: &str) -> Option<(decide::Metric, Query, Shown)> {
@@ -344,6 +379,43 @@ mod tests {
             (0.1, 0.2)
         );
         assert_eq!(plan.policy.fallback.unwrap().replicas, 6);
+    }
+
+    #[test]
+    fn ports_and_containers_go_into_the_selector_and_tell_metrics_apart() {
+        let spec = spec(serde_json::json!({
+            "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 20,
+            "metrics": [
+                {"type": "RequestLatency", "requestLatency": {
+                    "percentile": "p99", "target": "50ms", "port": 8080, "container": "app"}},
+                {"type": "RunQueueWaitingThreads", "runQueueWaitingThreads": {
+                    "target": {"averageValue": "1"}, "container": "app"}},
+                {"type": "NetworkThroughput", "networkThroughput": {
+                    "direction": "Both", "target": {"averageValue": "1M"}, "port": 443}},
+            ],
+        }));
+        let plan = plan(&spec, "shop", "app=web");
+        let of = |i: usize| {
+            let name = plan.policy.metrics[i].name.as_str();
+            (name, plan.queries[i].selector.as_str())
+        };
+        assert_eq!(
+            [of(0), of(1), of(2)],
+            [
+                (
+                    "request_latency_p99_microseconds[app]:8080",
+                    "app=web,ebpfscaler.io/port=8080,ebpfscaler.io/container=app"
+                ),
+                (
+                    "runqueue_waiting_threads[app]",
+                    "app=web,ebpfscaler.io/container=app"
+                ),
+                (
+                    "network_bytes_per_second:443",
+                    "app=web,ebpfscaler.io/port=443"
+                ),
+            ]
+        );
     }
 
     #[test]

@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 
 use crate::index::{Phase, Pod};
 use crate::metric::{Aggregation, Metric, Window};
-use crate::node::{Log, STAND_IN, Source, Tracked};
+use crate::node::{Log, STAND_IN, Source};
 use crate::query::Query;
+pub use crate::refusal::AnswerError;
+use crate::refusal::Without;
+use crate::series::Series;
 use crate::state::State;
 use crate::sum::Sum;
 use crate::time::Time;
@@ -65,59 +68,12 @@ impl Answer {
     }
 }
 
-/// Why there is no answer. Each is better than a number that is not true.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AnswerError {
-    /// Nothing to measure: a sum over no pods is not 0 requests/s, it is no measurement.
-    #[error("no pod to measure in namespace {namespace} for {selector:?}: {matched} match, {why}")]
-    NoPods {
-        /// The namespace
-        namespace: String,
-        /// The selector, in one form
-        selector: String,
-        /// Pods that match but are not expected
-        matched: usize,
-        /// What they are instead
-        why: String,
-    },
-    /// Too much is missing for too long.
-    #[error("{metric} is known of {covered} of {expected} pods only: {why}")]
-    Missing {
-        /// The metric
-        metric: Metric,
-        /// Pods that live agents cover
-        covered: usize,
-        /// Pods that should be
-        expected: usize,
-        /// Nodes whose agents are silent
-        silent_nodes: Vec<String>,
-        /// Which nodes or pods, and why, for people
-        why: String,
-    },
-}
-
-impl AnswerError {
-    /// The HTTP status that fits. None of them makes client-go retry by itself, and an HPA holds on each.
-    pub const fn code(&self) -> u16 {
-        match self {
-            Self::NoPods { .. } => 404,
-            Self::Missing { .. } => 503,
-        }
-    }
-
-    /// The case as one word, for machines.
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::NoPods { .. } => "NoPods",
-            Self::Missing { .. } => "MissingPods",
-        }
-    }
-}
-
 /// Everything that adding up the pods has found.
 struct Tally<'a> {
     metric: Metric,
+    query: &'a Query,
     windows: &'a [Window],
+    without_container: Without,
     sums: Vec<Sum>,
     expected: usize,
     covered: usize,
@@ -177,13 +133,18 @@ impl State {
         &self,
         namespace: &str,
         (metric, windows): (Metric, &'a [Window]),
-        query: &Query,
+        query: &'a Query,
         by_pod: bool,
         now: Time,
     ) -> Result<Tally<'a>, AnswerError> {
+        if let Some((key, why)) = query.narrow.misfit(metric) {
+            return Err(AnswerError::Misfit { metric, key, why });
+        }
         let mut tally = Tally {
             metric,
+            query,
             windows,
+            without_container: Without::default(),
             sums: windows.iter().map(|_| Sum::default()).collect(),
             expected: 0,
             covered: 0,
@@ -197,12 +158,23 @@ impl State {
         let mut others = Others::default();
         for pod in self.index.matching(namespace, &query.selector) {
             match pod.expected_since(now) {
+                Some(_) if !query.narrow.has_container(pod) => tally.without_container.add(pod),
                 Some(since) => self.add_expected(pod, since, by_pod, &mut tally, now),
                 None => {
                     others.count(pod);
                     self.add_other(pod, &mut tally, now);
                 }
             }
+        }
+        let without = &tally.without_container;
+        if tally.expected == 0 && without.pods > 0 {
+            return Err(AnswerError::NoContainer {
+                namespace: namespace.to_owned(),
+                selector: query.selector.to_string(),
+                asked: query.narrow.containers.join(" or "),
+                pods: without.pods,
+                there: without.there(),
+            });
         }
         if tally.expected == 0 {
             return Err(AnswerError::NoPods {
@@ -234,28 +206,36 @@ impl State {
                     None => format!("no agent reports from node {name}"),
                 });
         }
+        let narrow = &tally.query.narrow;
         let found = log.and_then(|log| {
             let not_before = log.measures_since(family)?;
-            Some((log, not_before, log.pod(pod.cgroup_uid())?))
+            let whole = [&log.pod(pod.cgroup_uid())?.series];
+            if narrow.is_whole() {
+                return Some((log, not_before, Found::Whole(whole)));
+            }
+            let (parts, since) = narrow.find(log, pod)?;
+            Some((log, not_before.max(since), Found::Parts(parts)))
         });
-        let Some((log, not_before, tracked)) = found else {
+        let Some((log, not_before, found)) = found else {
             if let Some(log) = log.filter(|_| live) {
-                let name = pod.facts.node.as_deref().unwrap_or_default();
-                tally
-                    .why
-                    .insert(unseen(log, tally.metric, name, &pod.facts.name));
+                let why = unseen(log, tally, name, pod);
+                tally.why.insert(why);
             }
             tally.overdue |= now.since(since) > STAND_IN;
             return;
         };
-        // A family that has just been switched on has seen too little yet.
+        // A family that has just been switched on has seen too little yet; so has a part.
         if live && log.last().saturating_sub(not_before) < crate::node::MIN_SEEN {
-            tally
-                .why
-                .insert(format!("node {name} has just begun to measure {family}"));
+            tally.why.insert(if narrow.is_whole() {
+                format!("node {name} has just begun to measure {family}")
+            } else {
+                let pod = &pod.facts.name;
+                format!("node {name} has just begun to count {narrow} of pod {pod} apart")
+            });
             tally.overdue |= now.since(since) > STAND_IN;
             return;
         }
+        let series = found.series();
         if live {
             tally.covered += 1;
         } else {
@@ -264,14 +244,14 @@ impl State {
         if let Some(t) = log.arrived() {
             tally.sampled = Some(tally.sampled.map_or(t, |s| s.min(t)));
         }
-        tally.add(tracked, (log.last(), not_before));
+        tally.add(series, (log.last(), not_before));
         if by_pod {
             tally.pods.push(PodValue {
                 pod: pod.facts.name.clone(),
                 node: name.to_owned(),
                 sampled: log.arrived().unwrap_or(now),
                 estimated: !live,
-                windows: tally.own(tracked, (log.last(), not_before)),
+                windows: tally.own(series, (log.last(), not_before)),
             });
         }
     }
@@ -286,13 +266,22 @@ impl State {
         let Some(log) = self.node(name).and_then(|n| n.log()) else {
             return;
         };
-        let (Some(not_before), Some(tracked), Some(arrived)) = (
+        let (Some(mut not_before), Some(tracked), Some(arrived)) = (
             log.measures_since(tally.metric.family()),
             log.pod(pod.cgroup_uid()),
             log.arrived(),
         ) else {
             return;
         };
+        let narrow = &tally.query.narrow;
+        let mut found = Found::Whole([&tracked.series]);
+        if !narrow.is_whole() {
+            let Some((parts, since)) = narrow.find(log, pod) else {
+                return;
+            };
+            not_before = not_before.max(since);
+            found = Found::Parts(parts);
+        }
         // Nothing more comes from it where its node is silent, so its part leaves the window as time goes.
         let silent = now.since(arrived);
         let ahead = if silent > crate::node::LIVE {
@@ -302,34 +291,53 @@ impl State {
         };
         let end = log.last().saturating_add(ahead);
         for (window, sum) in tally.windows.iter().zip(&mut tally.sums) {
-            sum.absorb(tally.metric, tracked, *window, (end, not_before));
+            sum.absorb(tally.metric, found.series(), *window, (end, not_before));
+        }
+    }
+}
+
+/// What of a pod counts.
+enum Found<'a> {
+    Whole([&'a Series; 1]),
+    Parts(Vec<&'a Series>),
+}
+
+impl<'a> Found<'a> {
+    fn series(&self) -> &[&'a Series] {
+        match self {
+            Self::Whole(one) => one,
+            Self::Parts(parts) => parts,
         }
     }
 }
 
 /// Why a live agent has no value for a pod.
-fn unseen(log: &Log, metric: Metric, node: &str, pod: &str) -> String {
-    let family = metric.family();
+fn unseen(log: &Log, tally: &Tally<'_>, node: &str, pod: &Pod) -> String {
+    let (family, name) = (tally.metric.family(), &pod.facts.name);
     match (log.degraded(family), log.measures_since(family)) {
         (Some(reason), _) => format!("node {node} can not measure {family}: {reason}"),
         (None, None) => format!("node {node} does not measure {family} yet; it has been asked to"),
-        (None, Some(_)) => format!("the agent of node {node} does not see pod {pod}"),
+        (None, Some(_)) if log.pod(pod.cgroup_uid()).is_some() => format!(
+            "node {node} does not count {} of pod {name} apart yet; it has been asked to",
+            tally.query.narrow
+        ),
+        (None, Some(_)) => format!("the agent of node {node} does not see pod {name}"),
     }
 }
 
 impl Tally<'_> {
     /// Adds a pod that is expected.
-    fn add(&mut self, tracked: &Tracked, span: (u64, u64)) {
+    fn add(&mut self, series: &[&Series], span: (u64, u64)) {
         for (window, sum) in self.windows.iter().zip(&mut self.sums) {
-            sum.covered += sum.absorb(self.metric, tracked, *window, span);
+            sum.covered += sum.absorb(self.metric, series, *window, span);
         }
     }
 
     /// A pod's own values.
-    fn own(&self, tracked: &Tracked, span: (u64, u64)) -> Vec<WindowValue> {
+    fn own(&self, series: &[&Series], span: (u64, u64)) -> Vec<WindowValue> {
         let values = self.windows.iter().map(|window| {
             let mut sum = Sum::default();
-            sum.covered = sum.absorb(self.metric, tracked, *window, span);
+            sum.covered = sum.absorb(self.metric, series, *window, span);
             sum.close(self.metric, *window, 1)
         });
         values.collect()

@@ -12,6 +12,9 @@ use crate::series::Sample;
 /// What changes while it is measured: agents, pods, replicas.
 #[path = "answer_tests/changes.rs"]
 mod changes;
+/// Ports and containers.
+#[path = "answer_tests/narrow.rs"]
+mod narrow;
 /// The rules of docs/truth.md that no story of another file tells.
 #[path = "answer_tests/truth.rs"]
 mod truth;

@@ -12,6 +12,8 @@ use crate::time::Time;
 const REMEMBER: u64 = 310_000_000;
 /// At most this many gone pods are remembered.
 const MAX_GONE: usize = 50_000;
+/// So many former runs of a pod's containers are remembered: a crash loop fills no window with more.
+const MAX_FORMER: usize = 16;
 /// A pod has to be seen running this long before it is expected to be measured.
 pub const SETTLE: u64 = 2_000_000;
 
@@ -42,6 +44,17 @@ pub struct OwnerRef {
     pub uid: Arc<str>,
 }
 
+/// A container of a pod: an ordinary one, an init or an ephemeral one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Container {
+    /// Its name in the pod
+    pub name: Arc<str>,
+    /// Of its present or last run, as its cgroup has it; none before the first
+    pub id: Option<Arc<str>>,
+    /// Whether it runs
+    pub running: bool,
+}
+
 /// What is kept of a pod object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodFacts {
@@ -67,6 +80,8 @@ pub struct PodFacts {
     pub deleting: bool,
     /// A static pod's cgroup carries this instead of the UID of its mirror in the API
     pub mirror_hash: Option<Arc<str>>,
+    /// spec and status of its containers
+    pub containers: Vec<Container>,
 }
 
 /// A pod in the index.
@@ -80,6 +95,8 @@ pub struct Pod {
     pub ended: Option<Time>,
     /// When it was deleted
     pub gone: Option<Time>,
+    /// Names and ids of former runs of its containers, newest last
+    pub former: Vec<(Arc<str>, Arc<str>)>,
 }
 
 impl Pod {
@@ -87,6 +104,32 @@ impl Pod {
     pub fn over(&self) -> Option<Time> {
         let ended = self.ended.into_iter().chain(self.gone);
         ended.min()
+    }
+
+    /// Whether the container of that name has had that id.
+    pub fn ran_as(&self, name: &str, id: &str) -> bool {
+        let now = self.facts.containers.iter();
+        let mut now = now.filter_map(|c| Some((&c.name, c.id.as_ref()?)));
+        let mut former = self.former.iter().map(|(name, id)| (name, id));
+        let same = |(n, i): (&Arc<str>, &Arc<str>)| **n == *name && **i == *id;
+        now.any(same) || former.any(same)
+    }
+
+    /// The former runs of its containers when `next` is what the API says.
+    fn former_after(&self, next: &PodFacts) -> Vec<(Arc<str>, Arc<str>)> {
+        let mut former = self.former.clone();
+        for container in &self.facts.containers {
+            let is_same = |c: &&Container| c.name == container.name;
+            let after = next.containers.iter().find(is_same);
+            if let Some(id) = &container.id
+                && after.is_some_and(|after| after.id.as_ref() != Some(id))
+            {
+                former.push((container.name.clone(), id.clone()));
+            }
+        }
+        let surplus = former.len().saturating_sub(MAX_FORMER);
+        former.drain(..surplus);
+        former
     }
 
     /// The UID that its cgroup carries.
@@ -144,11 +187,13 @@ impl Index {
         if let Some(hash) = &facts.mirror_hash {
             self.mirrors.insert(hash.clone(), facts.uid.clone());
         }
+        let former = before.map(|p| p.former_after(&facts)).unwrap_or_default();
         let pod = Pod {
             facts,
             running_since,
             ended,
             gone: None,
+            former,
         };
         self.pods.insert(pod.facts.uid.clone(), pod);
     }

@@ -4,9 +4,11 @@
 pub mod answer;
 pub mod index;
 pub mod metric;
+pub mod narrow;
 pub mod node;
 pub mod quantile;
 pub mod query;
+pub mod refusal;
 pub mod selector;
 pub mod series;
 pub mod signals;

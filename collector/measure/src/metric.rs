@@ -109,7 +109,7 @@ use Distribution::{RequestLatency, RunQueueLatency, TcpRtt};
 metrics! {
     /// Requests from outside the pod, without kubelet probes and excluded ports
     RequestsPerSecond => "requests_per_second", PerSecond, Requests, SumOfRates;
-    /// Requests begun and not yet answered, on average over the window
+    /// Requests in flight on average over the window: HTTP/1 requests until they are answered, HTTP/2 requests until they have ended
     RequestsInFlight => "requests_in_flight", Count, Requests, SumOfAverages;
     /// Requests answered with a 5xx status, or never answered because the connection ended
     RequestErrorsPerSecond => "request_errors_per_second", PerSecond, Requests, SumOfRates;

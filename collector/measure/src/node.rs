@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::metric::Family;
+use crate::narrow::{Key, Part, PartSample, Parts};
 use crate::series::{MAX_PREEMPTORS, Preemptor, Sample, Series};
 use crate::time::Time;
 
@@ -36,6 +37,8 @@ pub struct Batch {
     pub at: u64,
     /// Pods that changed or are new; the first reading that is no replay has all
     pub samples: Vec<(Arc<str>, Sample)>,
+    /// Parts of pods that are counted apart, as `samples`
+    pub parts: Vec<PartSample>,
     /// Pods whose cgroup is gone
     pub gone: Vec<Arc<str>>,
     /// What was measured then; in a replay, empty means that the agent does not say
@@ -83,6 +86,7 @@ pub struct Log {
     loaded: Option<u64>,
     since: BTreeMap<Family, u64>,
     pods: HashMap<Arc<str>, Tracked>,
+    parts: Parts,
 }
 
 impl Log {
@@ -97,6 +101,7 @@ impl Log {
             loaded: None,
             since: BTreeMap::new(),
             pods: HashMap::new(),
+            parts: Parts::default(),
         }
     }
 
@@ -123,6 +128,11 @@ impl Log {
     /// The pod of this UID, if the agent sees it.
     pub fn pod(&self, uid: &str) -> Option<&Tracked> {
         self.pods.get(uid)
+    }
+
+    /// What of the pod is or was counted apart.
+    pub fn parts(&self, uid: &str) -> &[(Key, Part)] {
+        self.parts.of(uid)
     }
 
     /// How many pods the agent sees or saw.
@@ -160,6 +170,20 @@ impl Log {
                 self.take(uid, &sample, first, now);
                 received.accepted += 1;
             }
+        }
+        let reading = (first, self.before, self.last);
+        let loaded = self.loaded;
+        for part in batch.parts {
+            if foreign(&part.uid) {
+                received.foreign += 1;
+            } else if self.parts.take(part, reading, loaded, now) {
+                received.accepted += 1;
+            } else {
+                received.overflow += 1;
+            }
+        }
+        if !batch.replay {
+            self.parts.checked(self.last, now);
         }
         for uid in batch.gone {
             if let Some(tracked) = self.pods.get_mut(&uid) {
@@ -252,6 +276,8 @@ impl Node {
         match &mut self.current {
             Some(log) if log.agent_epoch == hello.agent_epoch => {
                 log.degraded.clone_from(&hello.degraded);
+                // We may have missed that some have ended.
+                log.parts.check();
             }
             current => {
                 let old = current.replace(Log::new(hello));
@@ -327,6 +353,8 @@ impl Node {
                 tracked.gone.is_none()
             }
         });
+        let pods = &log.pods;
+        log.parts.sweep(|uid| pods.contains_key(uid), now);
         // A node that has gone is forgotten; one whose stream is only being opened has not arrived yet.
         log.arrived.is_none() || recent(log, 600_000_000)
     }

@@ -2,10 +2,51 @@
 //! `ebpfscaler.io/`. A reserved key we do not know is refused, never silently taken for a pod label.
 
 use crate::metric::Window;
+use crate::narrow::{MAX_CONTAINERS, MAX_PORTS, Narrow};
 use crate::selector::{Operator, ParseError, Requirement, Selector};
 
 /// What every reserved key starts with.
 pub const RESERVED_PREFIX: &str = "ebpfscaler.io/";
+
+/// Every reserved key that is honoured: an example, and what it does, in one sentence for people.
+pub const KEYS: [(&str, &str); 12] = [
+    (
+        "deployment=web",
+        "The Deployment that owns the pod, with every operator of label selectors",
+    ),
+    (
+        "statefulset=db",
+        "The StatefulSet that owns the pod, likewise",
+    ),
+    (
+        "daemonset=agent",
+        "The DaemonSet that owns the pod, likewise",
+    ),
+    (
+        "replicaset=web-5f7",
+        "The ReplicaSet that owns the pod, likewise",
+    ),
+    ("job=nightly", "The Job that owns the pod, likewise"),
+    (
+        "workload=web",
+        "Whatever owns the pod at the top, by its name, likewise",
+    ),
+    ("pod=web-0", "The pod's name, likewise"),
+    ("node=n1", "The pod's node, likewise"),
+    (
+        "port=8080",
+        "Only what is at these local TCP and UDP ports, `=` and `in` only; not for the run queue",
+    ),
+    (
+        "container=app",
+        "Only what containers of these names do, `=` and `in` only; not for `cpu_throttled_ratio`",
+    ),
+    ("window=3s", "The time that the metric is taken over"),
+    (
+        "group-by=pod",
+        "One item a pod, with the labels `pod` and `node`, instead of one for all; for people, since an HPA sums all items",
+    ),
+];
 
 /// Keys that describe the pod and are matched like labels.
 const DESCRIBES_POD: [&str; 8] = [
@@ -20,8 +61,10 @@ const DESCRIBES_POD: [&str; 8] = [
 ];
 /// Keys that shape the answer.
 const SHAPES_ANSWER: [&str; 2] = ["window", "group-by"];
+/// Keys that narrow what counts inside a pod.
+const NARROWS: [&str; 2] = ["port", "container"];
 /// Keys that will narrow what is measured inside a pod, once agents report it split.
-const NOT_YET: [&str; 3] = ["port", "container", "protocol"];
+const NOT_YET: [&str; 1] = ["protocol"];
 
 /// Why a selector can not be used; every case is a 400.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +74,7 @@ pub enum QueryError {
     Parse(#[from] ParseError),
     /// Under our prefix, but not one of our keys.
     #[error(
-        "{RESERVED_PREFIX}{key} is not a reserved key; these are: deployment, statefulset, daemonset, replicaset, job, workload, pod, node, window, group-by"
+        "{RESERVED_PREFIX}{key} is not a reserved key; these are: deployment, statefulset, daemonset, replicaset, job, workload, pod, node, port, container, window, group-by"
     )]
     UnknownKey {
         /// The key without its prefix.
@@ -54,6 +97,22 @@ pub enum QueryError {
         key: String,
         /// A value that would do.
         example: &'static str,
+    },
+    /// `port` with anything but ports to look at.
+    #[error(
+        "{RESERVED_PREFIX}port needs TCP or UDP ports, at most {MAX_PORTS} of 1 to 65535, as in {RESERVED_PREFIX}port=8080 or {RESERVED_PREFIX}port in (8080,8443); {text:?} is not that"
+    )]
+    Port {
+        /// What was asked for.
+        text: String,
+    },
+    /// `container` with anything but containers to look at.
+    #[error(
+        "{RESERVED_PREFIX}container needs names of containers, at most {MAX_CONTAINERS}, as in {RESERVED_PREFIX}container=app or {RESERVED_PREFIX}container in (app,proxy); {text:?} is not that"
+    )]
+    Container {
+        /// What was asked for.
+        text: String,
     },
     /// Not one of the fixed windows.
     #[error("window {text:?} is not one of 1s, 3s, 10s, 30s, 60s, 5m")]
@@ -78,6 +137,8 @@ pub struct Query {
     pub window: Option<Window>,
     /// One item a pod instead of one for all
     pub by_pod: bool,
+    /// What of each pod counts
+    pub narrow: Narrow,
 }
 
 impl Query {
@@ -91,6 +152,7 @@ impl Query {
                     query.selector.requirements.push(requirement);
                 }
                 Some(key) if SHAPES_ANSWER.contains(&key) => query.shape(key, &requirement)?,
+                Some(key) if NARROWS.contains(&key) => query.narrow_by(key, &requirement)?,
                 Some(key) if NOT_YET.contains(&key) => {
                     return Err(QueryError::NotYet {
                         key: key.to_owned(),
@@ -104,6 +166,30 @@ impl Query {
             }
         }
         Ok(query)
+    }
+
+    fn narrow_by(&mut self, key: &str, requirement: &Requirement) -> Result<(), QueryError> {
+        let text = || requirement.to_string();
+        // Given twice both would have to hold, which nothing does.
+        let once = requirement.operator == Operator::In;
+        if key == "port" {
+            let port = |text: &String| text.parse::<u16>().ok().filter(|port| *port != 0);
+            let ports: Option<Vec<u16>> = requirement.values.iter().map(port).collect();
+            let ports = ports.filter(|ports| ports.len() <= MAX_PORTS && once);
+            self.narrow.ports = ports
+                .filter(|_| self.narrow.ports.is_empty())
+                .ok_or_else(|| QueryError::Port { text: text() })?;
+            self.narrow.ports.sort_unstable();
+            self.narrow.ports.dedup();
+        } else {
+            let names = &requirement.values;
+            let named = names.len() <= MAX_CONTAINERS && names.iter().all(|name| !name.is_empty());
+            if !once || !named || !self.narrow.containers.is_empty() {
+                return Err(QueryError::Container { text: text() });
+            }
+            self.narrow.containers.clone_from(names);
+        }
+        Ok(())
     }
 
     fn shape(&mut self, key: &str, requirement: &Requirement) -> Result<(), QueryError> {
@@ -157,14 +243,52 @@ mod tests {
             ),
             ("ebpfscaler.io/window in (3s,10s)", "exactly one value"),
             ("ebpfscaler.io/window", "exactly one value"),
-            ("ebpfscaler.io/port=8080", "not supported yet"),
-            ("!ebpfscaler.io/container", "not supported yet"),
+            ("ebpfscaler.io/protocol=redis", "not supported yet"),
+            (
+                "ebpfscaler.io/port=http",
+                "\"ebpfscaler.io/port=http\" is not",
+            ),
+            ("ebpfscaler.io/port=0", "ebpfscaler.io/port needs"),
+            ("ebpfscaler.io/port=65536", "of 1 to 65535"),
+            ("ebpfscaler.io/port", "ebpfscaler.io/port needs"),
+            ("ebpfscaler.io/port!=80", "ebpfscaler.io/port needs"),
+            ("ebpfscaler.io/port>80", "ebpfscaler.io/port needs"),
+            (
+                "ebpfscaler.io/port=80,ebpfscaler.io/port=81",
+                "ebpfscaler.io/port needs",
+            ),
+            ("ebpfscaler.io/port in (1,2,3,4,5,6,7,8,9)", "at most 8"),
+            ("!ebpfscaler.io/container", "ebpfscaler.io/container needs"),
+            ("ebpfscaler.io/container=", "ebpfscaler.io/container needs"),
+            (
+                "ebpfscaler.io/container notin (proxy)",
+                "ebpfscaler.io/container needs",
+            ),
             ("ebpfscaler.io/deploymnet=web", "is not a reserved key"),
             ("ebpfscaler.io/group-by=node", "\"pod\" is"),
             ("a b", "unable to parse the label selector"),
         ] {
             let message = Query::parse(text).unwrap_err().to_string();
             assert!(message.contains(says), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn ports_and_containers_narrow_what_counts_and_pick_no_pods() {
+        let query = Query::parse(
+            "app=web,ebpfscaler.io/port in (8443,8080,08080),ebpfscaler.io/container=app",
+        )
+        .unwrap();
+        assert_eq!(query.narrow.ports, [8080, 8443]);
+        assert_eq!(query.narrow.containers, ["app"]);
+        assert_eq!(query.selector.to_string(), "app=web");
+    }
+
+    #[test]
+    fn every_documented_key_is_honoured() {
+        for (example, help) in KEYS {
+            let text = format!("{RESERVED_PREFIX}{example}");
+            assert!(Query::parse(&text).is_ok() && !help.is_empty(), "{text}");
         }
     }
 

@@ -172,6 +172,11 @@ impl Series {
         self.epoch
     }
 
+    /// The time from which everything is known.
+    pub fn seen_from(&self) -> u64 {
+        self.seen_from
+    }
+
     /// When its counters last changed.
     pub fn last_at(&self) -> u64 {
         self.last_at

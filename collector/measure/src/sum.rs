@@ -2,9 +2,8 @@
 
 use crate::answer::WindowValue;
 use crate::metric::{Aggregation, Metric, Window};
-use crate::node::Tracked;
 use crate::quantile::Merged;
-use crate::series::Added;
+use crate::series::{Added, Series};
 use crate::totals::Total;
 
 /// One window's sums over pods.
@@ -18,24 +17,29 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
-    /// Adds what a pod did in the window that ends at `end` by its node's clock; nothing before `not_before`.
+    /// Adds what a pod did in the window that ends at `end` by its node's clock; nothing before `not_before`. Several
+    /// series are parts of it that began at different times, but are all that counts since `not_before`.
     pub(crate) fn absorb(
         &mut self,
         metric: Metric,
-        tracked: &Tracked,
+        parts: &[&Series],
         window: Window,
         (end, not_before): (u64, u64),
     ) -> f64 {
-        let series = &tracked.series;
-        let Added { amounts, covered } = series.added(end, window.micros(), not_before);
-        if let Aggregation::Quantile(which, _) = metric.aggregation() {
-            let merged = self.merged.get_or_insert_default();
-            series.merge(which, (end, window.micros(), not_before), merged);
+        let (mut amount, mut seen) = (0.0, 0);
+        for series in parts {
+            let Added { amounts, covered } = series.added(end, window.micros(), not_before);
+            if let Aggregation::Quantile(which, _) = metric.aggregation() {
+                let merged = self.merged.get_or_insert_default();
+                series.merge(which, (end, window.micros(), not_before), merged);
+            }
+            let (more, events) = amount_and_events(metric, |total| amounts.get(total));
+            self.events += events;
+            amount += more;
+            seen = covered.max(seen);
         }
-        let (amount, events) = amount_and_events(metric, |total| amounts.get(total));
-        self.events += events;
-        let seconds = covered as f64 / 1e6;
-        if covered > 0 {
+        let seconds = seen as f64 / 1e6;
+        if seen > 0 {
             self.value += amount / seconds;
         }
         seconds

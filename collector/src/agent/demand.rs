@@ -1,5 +1,5 @@
-//! Which families are measured: the defaults, and what any replica wants until its demand lapses. Pure; the
-//! caller has the clock.
+//! What is measured: the default families, what any replica wants besides, and which parts of pods it wants counted
+//! apart, each until the demand lapses. Pure; the caller has the clock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -9,12 +9,31 @@ use super::probes::Family;
 
 /// A replica repeats its demand long before; what it forgot to end ends by itself.
 const LONGEST: Duration = Duration::from_secs(3600);
+/// More ports of a pod than this are not counted apart, whatever replicas want.
+pub const MAX_PORTS: usize = 8;
+
+/// What of a pod is to be counted apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Division {
+    /// Local ports, TCP and UDP
+    pub ports: BTreeSet<u16>,
+    /// Each container
+    pub containers: bool,
+}
+
+/// One replica's demand.
+#[derive(Debug)]
+struct Wanted {
+    until: Instant,
+    families: Vec<Family>,
+    divide: HashMap<String, Division>,
+}
 
 /// The union over replicas.
 #[derive(Debug)]
 pub struct Demand {
     defaults: BTreeSet<Family>,
-    wanted: HashMap<(SocketAddr, Family), Instant>,
+    wanted: HashMap<SocketAddr, Wanted>,
 }
 
 impl Demand {
@@ -26,28 +45,45 @@ impl Demand {
         }
     }
 
-    /// A replica wants these families for so long, and nothing else.
+    /// A replica wants these families and parts of pods, by UID, for so long, and nothing else.
     pub fn want(
         &mut self,
         replica: SocketAddr,
         families: impl IntoIterator<Item = Family>,
+        divide: HashMap<String, Division>,
         ttl: Duration,
         now: Instant,
     ) {
-        self.wanted.retain(|(of, _), _| *of != replica);
-        let until = now + ttl.min(LONGEST);
-        self.wanted.extend(
-            families
-                .into_iter()
-                .map(|family| ((replica, family), until)),
-        );
+        let wanted = Wanted {
+            until: now + ttl.min(LONGEST),
+            families: families.into_iter().collect(),
+            divide,
+        };
+        self.wanted.insert(replica, wanted);
     }
 
     /// What to measure now.
     pub fn families(&mut self, now: Instant) -> BTreeSet<Family> {
-        self.wanted.retain(|_, until| *until > now);
-        let wanted = self.wanted.keys().map(|(_, family)| *family);
-        self.defaults.iter().copied().chain(wanted).collect()
+        self.wanted.retain(|_, wanted| wanted.until > now);
+        let wanted = self.wanted.values().flat_map(|w| &w.families);
+        self.defaults.iter().chain(wanted).copied().collect()
+    }
+
+    /// What to count apart now, by pod UID.
+    pub fn divisions(&mut self, now: Instant) -> HashMap<String, Division> {
+        self.wanted.retain(|_, wanted| wanted.until > now);
+        let mut all: HashMap<String, Division> = HashMap::new();
+        for (uid, division) in self.wanted.values().flat_map(|w| &w.divide) {
+            let union = all.entry(uid.clone()).or_default();
+            union.containers |= division.containers;
+            union.ports.extend(&division.ports);
+        }
+        for division in all.values_mut() {
+            while division.ports.len() > MAX_PORTS {
+                division.ports.pop_last();
+            }
+        }
+        all
     }
 }
 
@@ -65,12 +101,16 @@ mod tests {
         let at = |s| start + Duration::from_secs(s);
         let defaults = BTreeSet::from([Family::Requests, Family::Network]);
         let mut demand = Demand::new(defaults.clone());
-        demand.want(a, [Family::RunQueue], Duration::from_secs(60), at(0));
-        demand.want(b, [], Duration::from_secs(600), at(1));
+        let want = |demand: &mut Demand, of, families: &[Family], ttl, now| {
+            let ttl = Duration::from_secs(ttl);
+            demand.want(of, families.to_vec(), HashMap::new(), ttl, now);
+        };
+        want(&mut demand, a, &[Family::RunQueue], 60, at(0));
+        want(&mut demand, b, &[], 600, at(1));
         assert_eq!(demand.families(at(59)), BTreeSet::from(Family::ALL));
         assert_eq!(demand.families(at(60)), defaults);
-        demand.want(a, [Family::RunQueue], Duration::from_secs(60), at(61));
-        demand.want(a, [], Duration::from_secs(60), at(62));
+        want(&mut demand, a, &[Family::RunQueue], 60, at(61));
+        want(&mut demand, a, &[], 60, at(62));
         assert_eq!(demand.families(at(62)), defaults);
     }
 
@@ -82,6 +122,7 @@ mod tests {
         demand.want(
             "127.0.0.1:1".parse().unwrap(),
             [Family::RunQueue],
+            HashMap::new(),
             forever,
             start,
         );
@@ -91,5 +132,29 @@ mod tests {
                 .is_empty()
         );
         assert!(demand.families(start + LONGEST).is_empty());
+    }
+
+    #[test]
+    fn what_replicas_want_apart_adds_up_and_is_bounded() {
+        let start = Instant::now();
+        let mut demand = Demand::new([]);
+        let want = |ports: std::ops::Range<u16>, containers| {
+            let ports = ports.collect();
+            HashMap::from([("pod".to_owned(), Division { ports, containers })])
+        };
+        for (replica, wanted, ttl) in [
+            ("127.0.0.1:1", want(1..3, false), 60),
+            ("127.0.0.1:2", want(2..4, true), 30),
+        ] {
+            let ttl = Duration::from_secs(ttl);
+            demand.want(replica.parse().unwrap(), [], wanted, ttl, start);
+        }
+        assert_eq!(demand.divisions(start), want(1..4, true));
+        let later = start + Duration::from_secs(30);
+        assert_eq!(demand.divisions(later), want(1..3, false));
+        let many = want(1..60_000, false);
+        let ttl = Duration::from_secs(60);
+        demand.want("127.0.0.1:3".parse().unwrap(), [], many, ttl, later);
+        assert_eq!(demand.divisions(later)["pod"].ports.len(), MAX_PORTS);
     }
 }

@@ -19,6 +19,12 @@ pub trait Kernel: Send + 'static {
     fn release(&mut self, slot: Slot);
     /// Counts a cgroup in a slot.
     fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError>;
+    /// A zeroed slot for a part of a pod, if one is free.
+    fn allocate_part(&mut self, pod: Slot) -> Option<Slot>;
+    /// Counts new sockets at a local port of a slot in another slot, or no longer.
+    fn divide(&mut self, slot: Slot, port: u16, part: Option<Slot>) -> Result<(), ProbeError>;
+    /// Lets the sockets of these slots follow what has changed; with it, whether ports of the slot are counted apart.
+    fn settle(&mut self, slots: &[(Slot, bool)]);
     /// Forgets a cgroup.
     fn unassign(&mut self, cgroup_id: u64);
     /// Cgroups seen before they were assigned, with their provisional slots.
@@ -58,6 +64,18 @@ impl Kernel for Probes {
 
     fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError> {
         Self::assign(self, cgroup_id, slot)
+    }
+
+    fn allocate_part(&mut self, pod: Slot) -> Option<Slot> {
+        Self::allocate_part(self, pod)
+    }
+
+    fn divide(&mut self, slot: Slot, port: u16, part: Option<Slot>) -> Result<(), ProbeError> {
+        Self::divide(self, slot, port, part)
+    }
+
+    fn settle(&mut self, slots: &[(Slot, bool)]) {
+        Self::settle(self, slots);
     }
 
     fn unassign(&mut self, cgroup_id: u64) {

@@ -69,6 +69,10 @@ pub struct Metrics {
     pub read_duration: Histogram,
     /// Readings that came later than an interval.
     pub readings_late: Counter,
+    /// Parts of pods.
+    pub parts: Gauge,
+    /// Pods with parts that found no room.
+    pub pods_undivided: Gauge,
     /// Encoded history.
     pub history_bytes: Gauge,
     /// 1 for families that are measured now.
@@ -186,6 +190,8 @@ pub fn register(registry: &mut Registry) -> (Metrics, ReportMetrics) {
         // 50 us to 100 ms: a tenth of the interval is already far too long.
         read_duration: Histogram::new(exponential_buckets(50e-6, 2.0, 12)),
         readings_late: Counter::default(),
+        parts: Gauge::default(),
+        pods_undivided: Gauge::default(),
         history_bytes: Gauge::default(),
         family_active: Labelled::default(),
         family_degraded: Labelled::default(),
@@ -254,6 +260,16 @@ pub fn register(registry: &mut Registry) -> (Metrics, ReportMetrics) {
         "readings_late",
         "Readings that came more than an interval late",
         m.readings_late.clone(),
+    );
+    r.register(
+        "parts",
+        "Ports and containers that are counted apart because a query or a scaler narrows by them",
+        m.parts.clone(),
+    );
+    r.register(
+        "pods_undivided",
+        "Pods of which a port or a container is wanted that there was no room to count apart",
+        m.pods_undivided.clone(),
     );
     r.register(
         "history_bytes",

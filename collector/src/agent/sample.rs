@@ -2,6 +2,7 @@
 
 use ebpf_scaler_proto as proto;
 
+use super::demand::Division;
 use super::probes::{Buckets, Counters, Family, Reading};
 
 /// The sample of one pod.
@@ -19,6 +20,7 @@ pub fn of(
         runqueue_latency: histogram(&reading.runqueue_latency),
         tcp_rtt: histogram(&reading.tcp_rtt),
         preemptors: preemptors.to_vec(),
+        part: None,
     }
 }
 
@@ -39,6 +41,16 @@ pub fn wanted(number: i32) -> Option<Family> {
         proto::Family::Network => Some(Family::Network),
         proto::Family::Runqueue => Some(Family::RunQueue),
     }
+}
+
+/// What a replica wants apart: the pod's UID, and what. Ports that there can not be are left out.
+pub fn division(wanted: &proto::Division) -> (String, Division) {
+    let ports = wanted.ports.iter().filter_map(|p| u16::try_from(*p).ok());
+    let division = Division {
+        ports: ports.filter(|port| *port != 0).collect(),
+        containers: wanted.containers,
+    };
+    (wanted.pod_uid.clone(), division)
 }
 
 /// Only the buckets that are not empty; none if all are.

@@ -135,7 +135,8 @@ impl<K: Kernel> Sampler<K> {
                     self.apply_changes(false);
                 }
                 Some(want) = wanted.recv() => {
-                    self.demand.want(want.replica, want.families, want.ttl, Instant::now());
+                    let now = Instant::now();
+                    self.demand.want(want.replica, want.families, want.divide, want.ttl, now);
                     self.follow_demand();
                 }
                 () = shutdown.cancelled() => {
@@ -156,6 +157,7 @@ impl<K: Kernel> Sampler<K> {
             monotonic_micros,
             wall_unix_micros,
             samples: changes.samples,
+            parts: changes.parts,
             gone: changes.gone,
             families: self
                 .families
@@ -189,7 +191,7 @@ impl<K: Kernel> Sampler<K> {
                 Change::Removed { path, id } => {
                     self.throttling.forget(&path);
                     let is_pod_dir = cgroup::parse(&path).is_some_and(|of| of.pod_dir == path);
-                    self.pods.removed(&mut self.kernel, id, is_pod_dir);
+                    self.pods.removed(&mut self.kernel, id, is_pod_dir, now);
                 }
             }
         }
@@ -198,6 +200,10 @@ impl<K: Kernel> Sampler<K> {
     /// Measures what is wanted; what failed is tried again, but not at every tick.
     fn follow_demand(&mut self) {
         let now = Instant::now();
+        let divide = self.demand.divisions(now);
+        if !self.pods.wants(&divide) {
+            self.pods.want(&mut self.kernel, divide, now);
+        }
         let wanted = self.demand.families(now);
         let again = !self.failed.is_empty() && now >= self.try_again;
         if self.wanted.as_ref() == Some(&wanted) && !again {
@@ -248,6 +254,8 @@ impl<K: Kernel> Sampler<K> {
         m.pods.set(gauge(facts.measured));
         m.pods_unmeasured.set(gauge(facts.unmeasured));
         m.cgroups.set(gauge(watcher.len()));
+        m.parts.set(gauge(facts.parts));
+        m.pods_undivided.set(gauge(facts.undivided));
         m.cgroups_quarantined.set(gauge(facts.quarantined));
         m.history_bytes.set(gauge(self.store.history_bytes()));
         m.quarantine_claimed

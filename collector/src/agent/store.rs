@@ -32,9 +32,10 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Inner {
-    pods: HashMap<String, PodSample>,
+    /// Of pods and parts of pods, by [`key`].
+    samples: HashMap<String, PodSample>,
     gone: VecDeque<(u64, String)>,
-    /// The newest sample of each pod that is older than every checkpoint.
+    /// The newest sample of each pod or part that is older than every checkpoint.
     base: BTreeMap<String, Vec<u8>>,
     base_time: Time,
     base_families: Vec<i32>,
@@ -146,28 +147,44 @@ impl Inner {
             self.checkpoint(before);
         }
         self.families.clone_from(&batch.families);
-        for sample in &batch.samples {
-            self.pods.insert(sample.pod_uid.clone(), sample.clone());
-            self.pending.insert(sample.pod_uid.clone(), ());
+        for sample in batch.samples.iter().chain(&batch.parts) {
+            let key = key(sample);
+            if sample.part.as_ref().is_some_and(|part| part.ended) {
+                // It stays for those who have not heard of it, until it is too old.
+                self.gone.push_back((batch.monotonic_micros, key.clone()));
+            }
+            self.samples.insert(key.clone(), sample.clone());
+            self.pending.insert(key, ());
         }
         for uid in &batch.gone {
             // Its last seconds stay in the history until they are too old.
             self.checkpoint_of(uid, self.now);
-            self.pods.remove(uid);
-            if let Some(base) = self.base.remove(uid) {
-                self.bytes -= base.len();
-            }
+            self.forget(uid);
             self.gone.push_back((batch.monotonic_micros, uid.clone()));
         }
         let oldest = batch.monotonic_micros.saturating_sub(HISTORY_MICROS);
         while self.gone.len() > GONE || self.gone.front().is_some_and(|(at, _)| *at < oldest) {
-            self.gone.pop_front();
+            let Some((_, key)) = self.gone.pop_front() else {
+                break;
+            };
+            let ended = |s: &PodSample| s.part.as_ref().is_some_and(|part| part.ended);
+            if self.samples.get(&key).is_some_and(ended) {
+                self.checkpoint_of(&key, self.now);
+                self.forget(&key);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &str) {
+        self.samples.remove(key);
+        if let Some(base) = self.base.remove(key) {
+            self.bytes -= base.len();
         }
     }
 
     fn checkpoint_of(&mut self, uid: &str, time: Time) {
         if self.pending.remove(uid).is_some()
-            && let Some(sample) = self.pods.get(uid)
+            && let Some(sample) = self.samples.get(uid)
         {
             let samples = vec![(uid.to_owned(), sample.encode_to_vec())];
             self.push(time, samples);
@@ -179,7 +196,7 @@ impl Inner {
         let samples: Vec<_> = pending
             .into_keys()
             .filter_map(|uid| {
-                let encoded = self.pods.get(&uid)?.encode_to_vec();
+                let encoded = self.samples.get(&uid)?.encode_to_vec();
                 Some((uid, encoded))
             })
             .collect();
@@ -215,7 +232,7 @@ impl Inner {
         self.base_time = checkpoint.time;
         self.base_families.clone_from(&checkpoint.families);
         for (uid, sample) in &checkpoint.samples {
-            if self.pods.contains_key(uid) {
+            if self.samples.contains_key(uid) {
                 self.bytes += sample.len();
                 if let Some(old) = self.base.insert(uid.clone(), sample.clone()) {
                     self.bytes -= old.len();
@@ -225,7 +242,7 @@ impl Inner {
     }
 
     fn snapshot(&self, history: bool) -> Snapshot {
-        let pods: Vec<&PodSample> = self.pods.values().collect();
+        let pods: Vec<&PodSample> = self.samples.values().collect();
         let mut current: VecDeque<_> = pods
             .chunks(PODS_PER_MESSAGE)
             .map(|chunk| self.message(chunk.iter().map(|s| (*s).clone()).collect()))
@@ -234,8 +251,10 @@ impl Inner {
             current.push_back(self.message(Vec::new()));
         }
         if let Some(last) = current.back_mut() {
-            last.gone = self.gone.iter().map(|(_, uid)| uid.clone()).collect();
-            last.gone.retain(|uid| !self.pods.contains_key(uid));
+            // Parts say themselves that they have ended.
+            let pods = self.gone.iter().filter(|(_, key)| !key.contains('/'));
+            last.gone = pods.map(|(_, uid)| uid.clone()).collect();
+            last.gone.retain(|uid| !self.samples.contains_key(uid));
         }
         Snapshot {
             base_time: self.base_time,
@@ -256,10 +275,12 @@ impl Inner {
     }
 
     fn message(&self, samples: Vec<PodSample>) -> ReportRequest {
+        let (parts, samples) = samples.into_iter().partition(|s| s.part.is_some());
         ReportRequest {
             monotonic_micros: self.now.monotonic_micros,
             wall_unix_micros: self.now.wall_unix_micros,
             samples,
+            parts,
             families: self.families.clone(),
             ..ReportRequest::default()
         }
@@ -293,20 +314,29 @@ impl Iterator for Snapshot {
     }
 }
 
+/// A pod's UID; of a part, what makes it that part behind a slash.
+fn key(sample: &PodSample) -> String {
+    match &sample.part {
+        None => sample.pod_uid.clone(),
+        Some(part) => format!("{}/{}:{}", sample.pod_uid, part.container_id, part.port),
+    }
+}
+
 fn replay<'a>(
     time: Time,
     families: &[i32],
     samples: impl Iterator<Item = &'a Vec<u8>>,
 ) -> ReportRequest {
+    // Encoded by ourselves a minute ago at most: what does not decode does not exist.
+    let samples = samples.filter_map(|sample| PodSample::decode(sample.as_slice()).ok());
+    let (parts, samples) = samples.partition(|s: &PodSample| s.part.is_some());
     ReportRequest {
         replay: true,
         monotonic_micros: time.monotonic_micros,
         wall_unix_micros: time.wall_unix_micros,
         families: families.to_vec(),
-        // Encoded by ourselves a minute ago at most: what does not decode does not exist.
-        samples: samples
-            .filter_map(|sample| PodSample::decode(sample.as_slice()).ok())
-            .collect(),
+        samples,
+        parts,
         ..ReportRequest::default()
     }
 }

@@ -1,75 +1,130 @@
-//! Which families somebody wants measured: a query or subscription holds a family for a while, and agents
-//! are told. Requests and network are always wanted.
+//! What somebody wants measured: a query or subscription holds a family, and what it narrows by, for a while, and
+//! agents are told. Requests and network are always wanted.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ebpf_scaler_measure::{Family, Time};
+use ebpf_scaler_measure::narrow::{Division, Divisions};
+use ebpf_scaler_measure::{Family, Query, State, Time};
 use ebpf_scaler_proto as proto;
 use tokio::sync::watch;
 
 /// Agents keep a family this long without being told again.
 const TTL: Duration = Duration::from_secs(60);
+/// No more narrowed queries than these are held; others get no answer but that they have been asked for.
+const MAX_NARROWED: usize = 4096;
+
+/// What agents are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Families, everywhere
+    pub families: Vec<Family>,
+    /// What is counted apart, by node
+    pub divide: Arc<Divisions>,
+}
+
+/// A query that narrows, and in which namespace.
+type Narrowed = (String, Query);
+
+#[derive(Debug, Default)]
+struct Held {
+    families: BTreeMap<Family, Time>,
+    narrowed: HashMap<Narrowed, Time>,
+}
 
 /// The demand of everybody who asks this replica.
 #[derive(Debug)]
 pub struct Demand {
     hold: u64,
-    held: Mutex<BTreeMap<Family, Time>>,
-    wanted: watch::Sender<Vec<Family>>,
+    held: Mutex<Held>,
+    wanted: watch::Sender<Wanted>,
 }
 
 impl Demand {
-    /// A demand holds a family for `hold`.
+    /// A demand holds for `hold`.
     pub fn new(hold: Duration) -> Self {
+        let wanted = Wanted {
+            families: vec![Family::Requests, Family::Network],
+            ..Wanted::default()
+        };
         Self {
             hold: u64::try_from(hold.as_micros()).unwrap_or(u64::MAX),
             held: Mutex::default(),
-            wanted: watch::Sender::new(vec![Family::Requests, Family::Network]),
+            wanted: watch::Sender::new(wanted),
         }
     }
 
-    /// Somebody asks for something that needs `family`.
-    pub fn ask(&self, family: Family, now: Time) {
-        if family != Family::RunQueue {
-            return;
+    /// Somebody asks for something that needs `family`, and what the query narrows by. True if that is news, and has to
+    /// be published.
+    pub fn ask(&self, family: Family, namespace: &str, query: &Query, now: Time) -> bool {
+        if family != Family::RunQueue && query.narrow.is_whole() {
+            return false;
         }
+        let until = now.plus(self.hold);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = held.insert(family, now.plus(self.hold)).is_some();
-        drop(held);
-        if !known {
-            self.publish(now);
+        let mut news = false;
+        if family == Family::RunQueue {
+            news |= held.families.insert(family, until).is_none();
         }
+        if !query.narrow.is_whole() {
+            let narrowed = (namespace.to_owned(), query.clone());
+            if let Some(known) = held.narrowed.get_mut(&narrowed) {
+                *known = until;
+            } else if held.narrowed.len() < MAX_NARROWED {
+                held.narrowed.insert(narrowed, until);
+                news = true;
+            }
+        }
+        news
     }
 
-    /// Lets lapse what nobody has asked for.
-    pub fn publish(&self, now: Time) {
+    /// Lets lapse what nobody has asked for, and finds out anew which pods are meant.
+    pub fn publish(&self, state: &State, now: Time) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|_, until| *until > now);
+        held.families.retain(|_, until| *until > now);
+        held.narrowed.retain(|_, until| *until > now);
         let mut families = vec![Family::Requests, Family::Network];
-        families.extend(held.keys().filter(|f| **f == Family::RunQueue));
+        families.extend(held.families.keys());
+        let mut divide = Divisions::new();
+        for (namespace, query) in held.narrowed.keys() {
+            state.divide(namespace, query, &mut divide);
+        }
+        // Under the lock: an older demand must not come last.
         self.wanted.send_if_modified(|old| {
-            let changed = *old != families;
+            let changed = old.families != families || *old.divide != divide;
             if changed {
-                *old = families;
+                *old = Wanted {
+                    families,
+                    divide: Arc::new(divide),
+                };
             }
             changed
         });
     }
 
     /// What is wanted, as it changes.
-    pub fn watch(&self) -> watch::Receiver<Vec<Family>> {
+    pub fn watch(&self) -> watch::Receiver<Wanted> {
         self.wanted.subscribe()
     }
 
-    /// The message that tells an agent.
-    pub fn message(families: &[Family]) -> proto::Want {
-        let families = families.iter().map(|f| to_proto(*f).into()).collect();
+    /// The message that tells the agent of a node.
+    pub fn message(wanted: &Wanted, node: &str) -> proto::Want {
+        let families = wanted.families.iter().map(|f| to_proto(*f).into());
+        let divide = wanted.divide.get(node).into_iter().flatten();
         proto::Want {
-            families,
+            families: families.collect(),
             ttl_seconds: u32::try_from(TTL.as_secs()).unwrap_or(u32::MAX),
+            divide: divide.map(|(uid, d)| division(uid, d)).collect(),
         }
+    }
+}
+
+fn division(uid: &str, division: &Division) -> proto::Division {
+    proto::Division {
+        pod_uid: uid.to_owned(),
+        ports: division.ports.iter().map(|port| (*port).into()).collect(),
+        containers: division.containers,
     }
 }
 
@@ -94,21 +149,58 @@ pub fn from_proto(family: i32) -> Option<Family> {
 
 #[cfg(test)]
 mod tests {
+    use ebpf_scaler_measure::index::PodFacts;
+
     use super::*;
 
     #[test]
     fn a_query_switches_a_family_on_and_it_lapses_by_itself() {
         let demand = Demand::new(Duration::from_secs(600));
+        let (state, all) = (State::default(), Query::default());
         let always = vec![Family::Requests, Family::Network];
         let mut wanted = demand.watch();
-        demand.ask(Family::Requests, Time(0));
-        assert!(!wanted.has_changed().unwrap());
-        demand.ask(Family::RunQueue, Time(0));
-        assert!(wanted.borrow_and_update().contains(&Family::RunQueue));
-        demand.ask(Family::RunQueue, Time(300_000_000));
-        demand.publish(Time(899_000_000));
-        assert!(wanted.borrow_and_update().contains(&Family::RunQueue));
-        demand.publish(Time(900_000_001));
-        assert_eq!(*wanted.borrow_and_update(), always);
+        assert!(!demand.ask(Family::Requests, "shop", &all, Time(0)));
+        assert!(demand.ask(Family::RunQueue, "shop", &all, Time(0)));
+        demand.publish(&state, Time(0));
+        let has = |wanted: &Wanted| wanted.families.contains(&Family::RunQueue);
+        assert!(has(&wanted.borrow_and_update()));
+        assert!(!demand.ask(Family::RunQueue, "shop", &all, Time(300_000_000)));
+        demand.publish(&state, Time(899_000_000));
+        assert!(has(&wanted.borrow_and_update()));
+        demand.publish(&state, Time(900_000_001));
+        assert_eq!(wanted.borrow_and_update().families, always);
+    }
+
+    #[test]
+    fn what_a_query_narrows_by_is_wanted_of_the_pods_it_means_on_their_nodes() {
+        let demand = Demand::new(Duration::from_secs(600));
+        let mut state = State::default();
+        let query = Query::parse("app=web,ebpfscaler.io/port in (80,81)").unwrap();
+        assert!(demand.ask(Family::Requests, "shop", &query, Time(0)));
+        assert!(!demand.ask(Family::Requests, "shop", &query, Time(1)));
+        for (uid, node, app) in [("a", "n1", "web"), ("b", "n2", "web"), ("c", "n1", "db")] {
+            let pod = PodFacts {
+                uid: uid.into(),
+                namespace: "shop".into(),
+                node: Some(node.into()),
+                labels: [("app".to_owned(), app.to_owned())].into(),
+                ..PodFacts::default()
+            };
+            state.index.apply(pod, false, Time(0));
+        }
+        demand.publish(&state, Time(1));
+        let told = |node| Demand::message(&demand.watch().borrow(), node).divide;
+        let (n1, n2) = (told("n1"), told("n2"));
+        assert_eq!((n1.len(), n1[0].pod_uid.as_str()), (1, "a"));
+        assert_eq!(
+            (n1[0].ports.clone(), n1[0].containers),
+            (vec![80, 81], false)
+        );
+        assert_eq!(n2[0].pod_uid, "b");
+        state.index.delete("a", Time(2));
+        demand.publish(&state, Time(2));
+        assert!(told("n1").is_empty(), "a pod that has gone");
+        demand.publish(&state, Time(600_000_002));
+        assert!(told("n2").is_empty(), "it has lapsed");
     }
 }

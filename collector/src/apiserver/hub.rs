@@ -69,9 +69,17 @@ impl Hub {
         windows: &[Window],
     ) -> Result<Answer, Failure> {
         let now = self.clock.now();
-        self.demand.ask(metric.family(), now);
+        self.demand(namespace, metric, query, now);
         let answer = self.state().answer(namespace, metric, query, windows, now);
         answer.map_err(|e| Failure::new(e.code(), e.to_string()).because(e.reason()))
+    }
+
+    /// Keeps what a query needs measured.
+    fn demand(&self, namespace: &str, metric: Metric, query: &Query, now: Time) {
+        let fits = query.narrow.misfit(metric).is_none();
+        if fits && self.demand.ask(metric.family(), namespace, query, now) {
+            self.demand.publish(&self.state(), now);
+        }
     }
 
     /// Answers a query for each pod on its own and keeps what it needs measured.
@@ -83,7 +91,7 @@ impl Hub {
         windows: &[Window],
     ) -> Result<Answer, Failure> {
         let now = self.clock.now();
-        self.demand.ask(metric.family(), now);
+        self.demand(namespace, metric, query, now);
         let state = self.state();
         let answer = state.answer_each(namespace, metric, query, windows, now);
         answer.map_err(|e| Failure::new(e.code(), e.to_string()).because(e.reason()))
@@ -120,9 +128,9 @@ impl Hub {
         for ((namespace, workload), count) in requests {
             self.metrics.workload(&namespace, &workload, count);
         }
-        self.demand.publish(now);
         // Reading goes beside queries and holds up reports only a moment.
         let state = self.state();
+        self.demand.publish(&state, now);
         let (live, nodes) = state.connected(now);
         let coverage = Family::ALL.map(|f| (f, state.coverage(f, now)));
         self.metrics.pods.set(state.index.len() as i64);

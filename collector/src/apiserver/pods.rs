@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ebpf_scaler_measure::index::{OwnerRef, Phase, PodFacts};
+use ebpf_scaler_measure::index::{Container, OwnerRef, Phase, PodFacts};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::PartialObjectMeta;
 use kube::{Api, ResourceExt};
@@ -105,7 +105,7 @@ fn controller(owners: &[OwnerReference]) -> Option<OwnerRef> {
 /// What is kept of a pod.
 fn facts(pod: Pod) -> PodFacts {
     let meta = pod.metadata;
-    let status = pod.status.unwrap_or_default();
+    let (spec, status) = (pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
     let mirror = meta.annotations.as_ref().and_then(|a| a.get(MIRROR));
     let ready =
         |c: &k8s_openapi::api::core::v1::PodCondition| c.type_ == "Ready" && c.status == "True";
@@ -116,7 +116,8 @@ fn facts(pod: Pod) -> PodFacts {
         owner: controller(meta.owner_references.as_deref().unwrap_or_default()),
         mirror_hash: mirror.map(|hash| hash.as_str().into()),
         labels: meta.labels.unwrap_or_default(),
-        node: pod.spec.and_then(|s| s.node_name).map(Into::into),
+        containers: containers(&spec, &status),
+        node: spec.node_name.map(Into::into),
         phase: match status.phase.as_deref() {
             Some("Running") => Phase::Running,
             Some("Succeeded") => Phase::Succeeded,
@@ -128,4 +129,29 @@ fn facts(pod: Pod) -> PodFacts {
         started: status.start_time.map(|t| t.0.as_second()),
         deleting: meta.deletion_timestamp.is_some(),
     }
+}
+
+/// The containers by the spec, which has them from the start, with what the kubelet says of them.
+fn containers(spec: &PodSpec, status: &PodStatus) -> Vec<Container> {
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
+    let init = spec.init_containers.iter().flatten().map(|c| &c.name);
+    let names = spec.containers.iter().map(|c| &c.name);
+    let statuses = [
+        &status.container_statuses,
+        &status.init_container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    let statuses = || statuses.into_iter().flatten().flatten();
+    let container = |name: &String| {
+        let status = statuses().find(|s: &&ContainerStatus| s.name == *name);
+        // As "containerd://<id>"; of the last run while the next one waits to start.
+        let id = status.and_then(|s| Some(s.container_id.as_ref()?.split_once("://")?.1));
+        let state = status.and_then(|s| s.state.as_ref());
+        Container {
+            name: name.as_str().into(),
+            id: id.filter(|id| !id.is_empty()).map(Into::into),
+            running: state.is_some_and(|state| state.running.is_some()),
+        }
+    };
+    names.chain(init).chain(ephemeral).map(container).collect()
 }

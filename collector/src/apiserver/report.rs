@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebpf_scaler_common::Counters;
+use ebpf_scaler_measure::narrow::{Key, PartSample};
 use ebpf_scaler_measure::node::{Batch, Hello};
 use ebpf_scaler_measure::quantile::Sparse;
 use ebpf_scaler_measure::series::{Preemptor, Sample};
@@ -56,7 +57,7 @@ async fn converse(
 ) -> Result<(), Status> {
     let mut wanted = hub.demand.watch();
     let mut repeat = tokio::time::interval(REPEAT);
-    let mut agent_epoch = None;
+    let (mut agent_epoch, mut told) = (None, None);
     let quiet = tokio::time::sleep(QUIET);
     tokio::pin!(quiet);
     loop {
@@ -66,19 +67,23 @@ async fn converse(
                 quiet.as_mut().reset(tokio::time::Instant::now() + QUIET);
                 agent_epoch = Some(receive(hub, node, agent_epoch, message)?);
             }
-            _ = wanted.changed() => tell(&wanted.borrow_and_update(), wants),
-            _ = repeat.tick() => tell(&wanted.borrow(), wants),
+            _ = wanted.changed() => {
+                let want = Demand::message(&wanted.borrow_and_update(), node);
+                // What changes is mostly about other nodes.
+                if told.as_ref() != Some(&want) {
+                    told = Some(want.clone());
+                    tell(want, wants);
+                }
+            }
+            _ = repeat.tick() => tell(Demand::message(&wanted.borrow(), node), wants),
             () = &mut quiet => return Err(Status::deadline_exceeded("nothing was reported for 15 s")),
         }
     }
 }
 
-fn tell(
-    families: &[ebpf_scaler_measure::Family],
-    wants: &mpsc::Sender<Result<proto::Want, Status>>,
-) {
+fn tell(want: proto::Want, wants: &mpsc::Sender<Result<proto::Want, Status>>) {
     // An agent that does not read gets the next one; the channel never holds us up.
-    let _ = wants.try_send(Ok(Demand::message(families)));
+    let _ = wants.try_send(Ok(want));
 }
 
 /// Takes in one message; returns the agent's epoch.
@@ -143,7 +148,7 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
         malformed += unknown;
         sparse
     };
-    let samples = message.samples.into_iter().map(|s| {
+    let mut read = |s: proto::PodSample| {
         let sample = Sample {
             epoch: s.epoch,
             counters: counters(&s.counters.unwrap_or_default()),
@@ -153,11 +158,25 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
             preemptors: s.preemptors.into_iter().map(preemptor).collect(),
         };
         (s.pod_uid.into(), sample)
-    });
+    };
+    let mut parts = Vec::with_capacity(message.parts.len());
+    for mut s in message.parts {
+        let Some(part) = s.part.take().and_then(part) else {
+            continue;
+        };
+        let (uid, sample) = read(s);
+        parts.push(PartSample {
+            uid,
+            sample,
+            ..part
+        });
+    }
+    let samples = message.samples.into_iter().map(read).collect();
     let batch = Batch {
         replay: message.replay,
         at: message.monotonic_micros,
-        samples: samples.collect(),
+        samples,
+        parts,
         gone: message.gone.into_iter().map(Into::into).collect(),
         families: message
             .families
@@ -166,6 +185,22 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
             .collect(),
     };
     (batch, malformed)
+}
+
+/// Which part it is; none if it is none that there can be.
+fn part(part: proto::Part) -> Option<PartSample> {
+    let port = u16::try_from(part.port).ok()?;
+    let key = Key {
+        container: (!part.container_id.is_empty()).then(|| part.container_id.into()),
+        port: (port != 0).then_some(port),
+    };
+    (key != Key::default()).then(|| PartSample {
+        key,
+        from_birth: part.from_birth,
+        ended: part.ended,
+        gone: part.gone,
+        ..PartSample::default()
+    })
 }
 
 fn preemptor(p: proto::Preemptor) -> Preemptor {

@@ -22,6 +22,10 @@ struct State {
     places: Vec<Place>,
     assigned: BTreeMap<u64, Slot>,
     quarantine: BTreeMap<u64, Slot>,
+    /// Local ports that count in a slot of their own, and those of which sockets know by now.
+    ports: BTreeMap<(Slot, u16), Slot>,
+    settled: BTreeSet<Slot>,
+    part_slots: usize,
     changed: BTreeSet<Slot>,
     wanted: BTreeSet<Family>,
     broken: BTreeSet<Family>,
@@ -39,6 +43,7 @@ impl FakeKernel {
     pub fn new(slots: usize) -> Self {
         let mut state = State::default();
         state.places.resize_with(slots, Place::default);
+        state.part_slots = slots;
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -68,6 +73,39 @@ impl FakeKernel {
             }
             None => state.lost += requests,
         }
+    }
+
+    /// A cgroup's old socket at a local port serves requests.
+    pub fn serve_at(&self, cgroup_id: u64, port: u16, requests: u64) {
+        let of = self.0.lock().unwrap().assigned[&cgroup_id];
+        let settled = self.0.lock().unwrap().settled.contains(&of);
+        self.serve_in(of, port, requests, settled);
+    }
+
+    /// A cgroup's new socket at a local port serves requests.
+    pub fn serve_new_at(&self, cgroup_id: u64, port: u16, requests: u64) {
+        let of = self.0.lock().unwrap().assigned[&cgroup_id];
+        self.serve_in(of, port, requests, true);
+    }
+
+    fn serve_in(&self, of: Slot, port: u16, requests: u64, looks: bool) {
+        let mut state = self.0.lock().unwrap();
+        let apart = state.ports.get(&(of, port)).copied();
+        let slot = apart.filter(|_| looks).unwrap_or(of);
+        assert!(state.is_current(slot), "counted in a stale slot: {slot:?}");
+        let place = &mut state.places[slot.index as usize];
+        place.reading.counters.requests += requests;
+        state.changed.insert(slot);
+    }
+
+    /// At most so many parts from now on.
+    pub fn set_part_slots(&self, slots: usize) {
+        self.0.lock().unwrap().part_slots = slots;
+    }
+
+    /// How many ports count in a slot of their own.
+    pub fn ports(&self) -> usize {
+        self.0.lock().unwrap().ports.len()
     }
 
     pub fn set_in_flight(&self, cgroup_id: u64, requests: u64) {
@@ -168,6 +206,13 @@ impl Kernel for FakeKernel {
         assert!(state.is_current(slot), "released twice: {slot:?}");
         state.places[slot.index as usize].taken = false;
         state.assigned.retain(|_, s| *s != slot);
+        assert!(
+            state
+                .ports
+                .iter()
+                .all(|((of, _), part)| *of != slot && *part != slot),
+            "a port still leads to {slot:?}"
+        );
     }
 
     fn assign(&mut self, cgroup_id: u64, slot: Slot) -> Result<(), ProbeError> {
@@ -182,6 +227,34 @@ impl Kernel for FakeKernel {
         state.quarantine.remove(&cgroup_id);
         state.assigned.insert(cgroup_id, slot);
         Ok(())
+    }
+
+    fn allocate_part(&mut self, pod: Slot) -> Option<Slot> {
+        let mut state = self.0.lock().unwrap();
+        assert!(state.is_current(pod), "a part of nothing: {pod:?}");
+        state.part_slots = state.part_slots.checked_sub(1)?;
+        state.allocate()
+    }
+
+    fn divide(&mut self, slot: Slot, port: u16, part: Option<Slot>) -> Result<(), ProbeError> {
+        let mut state = self.0.lock().unwrap();
+        match part {
+            Some(part) => {
+                assert!(state.is_current(slot) && state.is_current(part));
+                state.ports.insert((slot, port), part);
+            }
+            None => drop(state.ports.remove(&(slot, port))),
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, slots: &[(Slot, bool)]) {
+        let mut state = self.0.lock().unwrap();
+        for (slot, ports) in slots {
+            let divided = state.ports.keys().any(|(of, _)| of == slot);
+            assert!(*ports || !divided, "sockets would not look: {slot:?}");
+            state.settled.insert(*slot);
+        }
     }
 
     fn unassign(&mut self, cgroup_id: u64) {

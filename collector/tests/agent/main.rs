@@ -8,6 +8,7 @@
 )]
 
 mod kernel;
+mod parts;
 mod pods;
 mod replica;
 mod reporter;

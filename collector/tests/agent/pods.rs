@@ -34,7 +34,8 @@ impl Story {
     }
 
     fn removed(&mut self, cgroup_id: u64, is_pod_dir: bool) {
-        self.pods.removed(&mut self.kernel, cgroup_id, is_pod_dir);
+        self.pods
+            .removed(&mut self.kernel, cgroup_id, is_pod_dir, self.now);
     }
 
     fn read(&mut self) -> Changes {

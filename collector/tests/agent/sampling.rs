@@ -76,6 +76,7 @@ async fn the_loop_follows_directories_demand_and_its_end() {
         .send(Wanted {
             replica,
             families,
+            divide: std::collections::HashMap::new(),
             ttl: Duration::from_secs(60),
         })
         .await

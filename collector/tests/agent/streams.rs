@@ -135,6 +135,7 @@ async fn a_want_reaches_the_loop_with_its_replica_and_its_end() {
     let replica = Replica::default();
     let families = vec![proto::Family::Runqueue as i32, 77];
     *replica.want.lock().unwrap() = Some(Want {
+        divide: Vec::new(),
         families,
         ttl_seconds: 600,
     });

@@ -11,6 +11,7 @@ mod cluster;
 mod custom;
 mod discovery;
 mod identities;
+mod narrow;
 mod pki;
 mod queries;
 mod signals;

@@ -165,10 +165,24 @@ async fn what_can_not_be_answered_says_why_in_a_status() {
         ),
         (
             "requests_per_second",
-            "ebpfscaler.io%2Fport%3D80",
+            "ebpfscaler.io%2Fprotocol%3Dredis",
             400,
             "BadRequest",
             "not supported yet",
+        ),
+        (
+            "requests_per_second",
+            "ebpfscaler.io%2Fport%3Dhttp",
+            400,
+            "BadRequest",
+            "ebpfscaler.io/port needs TCP or UDP ports",
+        ),
+        (
+            "runqueue_waiting_threads",
+            "ebpfscaler.io%2Fport%3D80",
+            400,
+            "BadRequest",
+            "ebpfscaler.io/port can not narrow runqueue_waiting_threads: threads have no port",
         ),
         (
             "requests_per_second",

@@ -11,13 +11,13 @@ use tonic::{Code, Status, Streaming};
 use super::world::*;
 
 /// An operator's stream.
-struct Operator {
+pub struct Operator {
     sender: mpsc::Sender<proto::WatchRequest>,
     answers: Streaming<proto::WatchResponse>,
 }
 
 impl Operator {
-    async fn connect(world: &World) -> Self {
+    pub async fn connect(world: &World) -> Self {
         let user = "system:serviceaccount:ebpf-scaler:ebpf-scaler-operator";
         world.cluster.token(
             "operator",
@@ -37,7 +37,7 @@ impl Operator {
         Ok(Self { sender, answers })
     }
 
-    async fn subscribe(&self, id: &str, metric: &str, selector: &str, windows: &[u32]) {
+    pub async fn subscribe(&self, id: &str, metric: &str, selector: &str, windows: &[u32]) {
         let subscription = proto::Subscription {
             id: id.into(),
             namespace: "shop".into(),
@@ -53,7 +53,11 @@ impl Operator {
     }
 
     /// The next answer to a subscription that `picks`.
-    async fn next(&mut self, id: &str, picks: impl Fn(&proto::Answer) -> bool) -> proto::Answer {
+    pub async fn next(
+        &mut self,
+        id: &str,
+        picks: impl Fn(&proto::Answer) -> bool,
+    ) -> proto::Answer {
         let found = async {
             loop {
                 let response = self.answers.message().await.unwrap().unwrap();

@@ -8,10 +8,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ebpf_scaler_collector::agent::cgroup::Kubepods;
+use ebpf_scaler_collector::agent::demand::Division;
 use ebpf_scaler_collector::agent::probes::{Family, Options, Probes};
+use ebpf_scaler_collector::agent::report::Wanted;
 use ebpf_scaler_collector::agent::sampler::{self, Sampler};
 use ebpf_scaler_collector::agent::{metrics, store::Store};
-use ebpf_scaler_proto::{Counters, ReportRequest};
+use ebpf_scaler_proto::{Counters, PodSample, ReportRequest};
 use prometheus_client::registry::Registry;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -28,6 +30,8 @@ pub struct Published {
     /// The newest counters of each epoch of each pod.
     pub newest: HashMap<(String, u64), Counters>,
     pub gone: BTreeSet<String>,
+    /// The newest sample of each epoch of each part of a pod.
+    pub parts: HashMap<u64, PodSample>,
     batches: u64,
 }
 
@@ -47,7 +51,21 @@ impl Published {
                 );
             }
         }
+        for part in &batch.parts {
+            self.parts.insert(part.epoch, part.clone());
+        }
         self.gone.extend(batch.gone.iter().cloned());
+    }
+
+    /// Requests of all parts of a pod that have that container and port, whenever they were counted apart.
+    pub fn part(&self, uid: &str, container: &str, port: u32) -> Option<u64> {
+        let is_it = |sample: &&PodSample| {
+            let part = sample.part.as_ref().unwrap();
+            sample.pod_uid == uid && part.container_id == container && part.port == port
+        };
+        let counts = self.parts.values().filter(is_it);
+        let counts = counts.map(|sample| sample.counters.unwrap().requests);
+        counts.reduce(|a, b| a + b)
     }
 
     /// Requests of all epochs of a pod.
@@ -71,6 +89,7 @@ impl Published {
 pub struct Agent {
     published: Arc<Mutex<Published>>,
     registry: Registry,
+    wants: mpsc::Sender<Wanted>,
     shutdown: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
@@ -128,6 +147,7 @@ impl Agent {
         let (_, mut batches) = store.subscribe();
         let (sampler, watcher) = Sampler::new(probes, options, store, metrics);
         let watcher = watcher.unwrap();
+        let (wants, wanted) = mpsc::channel(1);
         let shutdown = CancellationToken::new();
         let published = Arc::new(Mutex::new(Published::default()));
         let (ended, log) = (shutdown.clone(), published.clone());
@@ -137,7 +157,6 @@ impl Agent {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let (_wants, wanted) = mpsc::channel(1);
                 let running = tokio::spawn(sampler.run(watcher, wanted, ended));
                 loop {
                     match batches.recv().await {
@@ -152,11 +171,24 @@ impl Agent {
         let agent = Agent {
             published,
             registry,
+            wants,
             shutdown,
             thread: Some(thread),
         };
         assert!(eventually(PATIENCE, || agent.batches() > 0));
         agent
+    }
+
+    /// A replica wants these parts of a pod.
+    pub fn want(&self, uid: &str, ports: &[u16], containers: bool) {
+        let ports = ports.iter().copied().collect();
+        let wanted = Wanted {
+            replica: "127.0.0.1:9443".parse().unwrap(),
+            families: Vec::new(),
+            divide: HashMap::from([(uid.to_owned(), Division { ports, containers })]),
+            ttl: Duration::from_secs(600),
+        };
+        self.wants.blocking_send(wanted).unwrap();
     }
 
     fn batches(&self) -> u64 {

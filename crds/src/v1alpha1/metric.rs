@@ -19,6 +19,7 @@ use crate::{HumanDuration, Quantity};
     validation = Rule::new("(self.type == 'RunQueueLatency') == has(self.runQueueLatency)").message("runQueueLatency must be set if type is RunQueueLatency, and only then").field_path(".runQueueLatency"),
     validation = Rule::new("(self.type == 'RunQueueWaitingThreads') == has(self.runQueueWaitingThreads)").message("runQueueWaitingThreads must be set if type is RunQueueWaitingThreads, and only then").field_path(".runQueueWaitingThreads"),
     validation = Rule::new("(self.type == 'NetworkThroughput') == has(self.networkThroughput)").message("networkThroughput must be set if type is NetworkThroughput, and only then").field_path(".networkThroughput"),
+    validation = Rule::new("!has(self.runQueueLatency) || !has(self.runQueueLatency.port)").message("runQueueLatency.port can not be set: threads have no port; runQueueLatency.container can").field_path(".runQueueLatency.port"),
     validation = Rule::new("(self.type == 'External') == has(self.external)").message("external must be set if type is External, and only then").field_path(".external")
 )]
 pub struct MetricSpec {
@@ -28,7 +29,7 @@ pub struct MetricSpec {
     /// HTTP requests per second, per pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_rate: Option<RequestMetric>,
-    /// Requests begun and not yet answered, per pod.
+    /// Requests in flight, per pod: HTTP/1 requests until they are answered, HTTP/2 requests until they have ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_in_flight: Option<RequestMetric>,
     /// A quantile of request latency over all pods.
@@ -142,6 +143,13 @@ pub struct RequestMetric {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<i32>,
+    /// Count only what this container of the pod does, by its name; init containers that go on count too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub container: Option<String>,
     /// What steady decisions look at.
     #[serde(default = "Window::stable")]
     pub stable_window: Window,
@@ -157,6 +165,13 @@ pub struct RequestMetric {
 pub struct RateMetric {
     /// What one pod should have.
     pub target: AverageTarget,
+    /// Count only what this container of the pod does, by its name; init containers that go on count too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub container: Option<String>,
     /// What steady decisions look at.
     #[serde(default = "Window::stable")]
     pub stable_window: Window,
@@ -175,6 +190,17 @@ pub struct QuantileMetric {
     /// What it should not exceed.
     #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("target must be a duration above zero, such as 50ms"))]
     pub target: HumanDuration,
+    /// Count only requests to this port of the pod; not for the run queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<i32>,
+    /// Count only what this container of the pod does, by its name; init containers that go on count too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub container: Option<String>,
     /// What decisions look at.
     #[serde(default = "Window::stable")]
     pub stable_window: Window,
@@ -221,6 +247,17 @@ pub struct NetworkThroughput {
     pub direction: Direction,
     /// What one pod should have.
     pub target: AverageTarget,
+    /// Count only what comes to and goes from this port of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<i32>,
+    /// Count only what this container of the pod does, by its name; init containers that go on count too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub container: Option<String>,
     /// What steady decisions look at.
     #[serde(default = "Window::stable")]
     pub stable_window: Window,

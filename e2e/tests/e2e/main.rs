@@ -11,6 +11,7 @@ mod install;
 mod invalid;
 mod nodes;
 mod operator_killed;
+mod port_and_container;
 mod probes_and_scrapes;
 mod scale_network;
 mod scale_request_rate;

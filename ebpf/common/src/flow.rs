@@ -24,6 +24,8 @@ pub mod kind {
     pub const EXCLUDED: u32 = 2;
     /// Its opening was counted.
     pub const OPENED: u32 = 4;
+    /// Above this: the version of its slot's layout when it was last looked at, see `record::layout`.
+    pub const VERSION_SHIFT: u32 = 16;
 }
 
 /// Written by packets in.

@@ -71,8 +71,10 @@ pub struct SlotRecord {
     /// Even: free. Odd: taken by the tenant of this generation. Read for every packet, so it shares its cache
     /// line with nothing that is written.
     pub generation: u32,
-    /// Nothing.
-    pub reserved: u32,
+    /// Of [`layout`]: which parts of it are counted apart.
+    pub layout: u32,
+    /// For a part of a pod, a container or a port: slot and generation of the pod itself. Else zero.
+    pub pod: u64,
     /// The counters.
     pub tally: Tally,
     /// First byte in to first byte out.
@@ -81,6 +83,22 @@ pub struct SlotRecord {
     pub runqueue_latency: [u64; BUCKETS],
     /// Smoothed round-trip times of TCP connections, by samples.
     pub tcp_rtt: [u64; BUCKETS],
+}
+
+/// How a slot is divided: what [`SlotRecord::layout`] is made of.
+pub mod layout {
+    /// Changes with every division of the slot; sockets that remember another one look again whose they are.
+    pub const VERSION: u32 = 0xffff;
+    /// Some local ports of the slot have slots of their own, to be found in the map PORTS.
+    pub const PORTS: u32 = 1 << 16;
+}
+
+/// Slots for parts of pods, beside those for pods.
+pub const PARTS: u32 = 512;
+
+/// The key of the map PORTS: a local port of a slot.
+pub const fn port_key(slot: u32, port: u32) -> u64 {
+    ((port as u64) << 32) | slot as u64
 }
 
 /// Who had a CPU, when it was no pod.

@@ -11,14 +11,14 @@ use aya_ebpf::programs::BtfTracePointContext;
 use ebpf_scaler_common::flow::{Flow, FlowKey, OUTSTANDING, before, entry, kind, rx_flag};
 use ebpf_scaler_common::http1::{Machine, phase};
 use ebpf_scaler_common::http2 as connection;
-use ebpf_scaler_common::record::{NO_SLOT, Program, Stat, generation_of, slot_of};
+use ebpf_scaler_common::record::{NO_SLOT, Program, Stat, generation_of, layout, slot_of};
 
 use crate::atomic::{self, get, set};
 use crate::cost;
 use crate::http2;
 use crate::maps::{EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCHES, Scratch, control, count};
 use crate::packet::Packet;
-use crate::slots::{Slot, no_slot, resolve, tally};
+use crate::slots::{Slot, known, narrow, no_slot, resolve, tally};
 
 /// Marks a buffer as taken.
 pub type Taken = *mut u64;
@@ -96,7 +96,7 @@ unsafe fn make_with(
     // SAFETY: the scratch is ours, and everything else a helper's answer.
     unsafe {
         let blank = &raw mut (*scratch).blank;
-        write_blank(blank, packet, slot_ref);
+        write_blank(blank, packet, slot_ref, slot);
         let mut received = 0;
         let tcp = bpf_tcp_sock(packet.sk);
         if !tcp.is_null() {
@@ -155,12 +155,12 @@ fn kind_of(packet: &Packet) -> u32 {
 
 /// Writes every field that a maker ever writes; the others stay zero.
 #[inline(always)]
-pub unsafe fn write_blank(blank: *mut Flow, packet: &Packet, slot_ref: u64) {
+pub unsafe fn write_blank(blank: *mut Flow, packet: &Packet, slot_ref: u64, slot: Slot) {
     // SAFETY: the caller's promise.
     unsafe {
         (*blank).slot = slot_ref;
         (*blank).cookie = bpf_ktime_get_ns();
-        (*blank).kind = kind_of(packet);
+        (*blank).kind = kind_of(packet) | version(slot);
         (*blank).rx_flags = 0;
         (*blank).rx_next = packet.seq as u64;
         (*blank).tx_next = packet.ack;
@@ -224,42 +224,66 @@ unsafe fn copy_words<const N: usize>(from: *const u64, to: *mut u64) {
     }
 }
 
-/// The flow's slot, after looking again if it belongs to somebody else by now.
+/// What a flow remembers of its slot's layout.
+#[inline(always)]
+fn version(slot: Slot) -> u32 {
+    (slot.layout() & layout::VERSION) << kind::VERSION_SHIFT
+}
+
+/// The flow's slot, after looking again if it belongs to somebody else by now, or is divided in another way.
 #[inline(always)]
 pub fn slot(packet: &Packet, flow: *mut Flow) -> Option<Slot> {
     // SAFETY: the socket's storage.
-    let cached = unsafe { get!(flow.slot) };
+    let (cached, kind) = unsafe { (get!(flow.slot), get!(flow.kind)) };
     let slot = Slot::of(cached);
-    if slot.is_some() {
-        return slot;
-    }
-    if slot_of(cached) == NO_SLOT && generation_of(cached) == generation_of(no_slot()) {
+    if let Some(slot) = slot {
+        if version(slot) >> kind::VERSION_SHIFT == kind >> kind::VERSION_SHIFT {
+            return Some(slot);
+        }
+    } else if slot_of(cached) == NO_SLOT && generation_of(cached) == generation_of(no_slot()) {
         count(Stat::UnknownCgroup);
         return None;
     }
-    moved(packet, flow, cached)
+    moved(packet, flow, cached, slot)
 }
 
+/// Finds the flow's slot anew; `old` is the former one if it is still the same pod's.
 #[inline(always)]
-fn moved(packet: &Packet, flow: *mut Flow, cached: u64) -> Option<Slot> {
+fn moved(packet: &Packet, flow: *mut Flow, cached: u64, old: Option<Slot>) -> Option<Slot> {
     // SAFETY: a helper call, and the socket's storage.
     unsafe {
-        let Some(found) = resolve(bpf_skb_cgroup_id(packet.skb)) else {
-            count(Stat::UnknownCgroup);
-            atomic::replace(&raw mut (*flow).slot, cached, no_slot());
-            return None;
+        let cgroup = bpf_skb_cgroup_id(packet.skb);
+        let found = match old {
+            // Its cgroup may have gone, and then it stays where it was.
+            Some(_) => known(cgroup).unwrap_or(cached),
+            None => match resolve(cgroup) {
+                Some(found) => found,
+                None => {
+                    count(Stat::UnknownCgroup);
+                    atomic::replace(&raw mut (*flow).slot, cached, no_slot());
+                    return None;
+                }
+            },
         };
-        let slot = Slot::of(found)?;
-        if atomic::replace(&raw mut (*flow).slot, cached, found) {
+        let found = (found, Slot::of(found)?);
+        let (found, slot) = narrow(found, || Some(packet.local_port()));
+        if found != cached && atomic::replace(&raw mut (*flow).slot, cached, found) {
             // What is in flight here came from elsewhere.
-            tally!(slot, begun, in_flight(flow));
+            let mut waiting = in_flight(flow);
             if get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
                 let c = http2::find(packet.sk);
                 if !c.is_null() {
-                    tally!(slot, begun, connection::in_flight(c) as u64);
+                    waiting += connection::in_flight(c) as u64;
                 }
             }
+            tally!(slot, begun, waiting);
+            if let Some(old) = old {
+                tally!(old, ended, waiting);
+                old.touch();
+            }
         }
+        let kind = get!(flow.kind) & ((1 << kind::VERSION_SHIFT) - 1);
+        set!(flow.kind, kind | version(slot));
         Some(slot)
     }
 }
@@ -282,7 +306,7 @@ pub unsafe fn connected_again(packet: &Packet, flow: *mut Flow, slot: Slot) {
         set!(flow.flush, get!(flow.head));
         set!(flow.lost_tail, get!(flow.lost_head));
         set!(flow.early_segments, 0);
-        set!(flow.kind, kind_of(packet) | kind::OPENED);
+        set!(flow.kind, kind_of(packet) | kind::OPENED | version(slot));
         set!(flow.rx_flags, 0);
         set!(flow.rx.phase, phase::START);
         set!(flow.tx_flags, 0);

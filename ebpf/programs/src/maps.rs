@@ -8,7 +8,7 @@ use ebpf_scaler_common::flow::{Flow, FlowKey};
 use ebpf_scaler_common::http1::Window;
 use ebpf_scaler_common::http2::Connection;
 use ebpf_scaler_common::record::{
-    Control, PORT_WORDS, QUARANTINE as QUARANTINE_SLOTS, STATS, SlotRecord, Stat,
+    Control, PARTS, PORT_WORDS, QUARANTINE as QUARANTINE_SLOTS, STATS, SlotRecord, Stat,
 };
 
 use crate::atomic;
@@ -37,6 +37,9 @@ pub static QUARANTINE: HashMap<u64, u64> = HashMap::with_max_entries(QUARANTINE_
 /// Provisional slots that are free, filled by user space.
 #[map]
 pub static FREE_SLOTS: Queue<u64> = Queue::with_max_entries(QUARANTINE_SLOTS, 0);
+/// A local port of a slot to the slot and generation that count for it, see `record::port_key`; by user space.
+#[map]
+pub static PORTS: HashMap<u64, u64> = HashMap::with_max_entries(PARTS, 0);
 /// What reached a listener before there was a connection.
 #[map]
 pub static PARKED: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1024, 0);

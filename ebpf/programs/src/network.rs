@@ -15,7 +15,7 @@ use ebpf_scaler_common::record::{Program, Stat};
 use crate::atomic::{get, set};
 use crate::maps::{PARKED, count};
 use crate::packet::{Packet, SYN, TCP};
-use crate::slots::{Slot, resolve, tally};
+use crate::slots::{Slot, narrow, resolve, tally};
 use crate::{cost, flows, requests, responses};
 
 const TCP_SYN_SENT: u32 = 2;
@@ -111,12 +111,13 @@ unsafe fn connection(packet: &Packet, flow: *mut Flow, slot: Slot) {
     slot.touch();
 }
 
-/// The slot of the packet's cgroup, and that cgroup.
+/// The slot of the packet's cgroup, or of its port if that is counted apart; and that cgroup.
 #[inline(always)]
 fn of_cgroup(packet: &Packet) -> (Option<(u64, Slot)>, u64) {
     // SAFETY: a helper call.
     let cgroup = unsafe { bpf_skb_cgroup_id(packet.skb) };
     let found = resolve(cgroup).and_then(|found| Slot::of(found).map(|slot| (found, slot)));
+    let found = found.map(|found| narrow(found, || packet.any_local_port()));
     if found.is_none() {
         count(Stat::UnknownCgroup);
     }
@@ -182,7 +183,7 @@ fn listener(packet: &Packet) {
             parked = None;
         } else if continues != Some(Place::New(0)) {
             let blank = &raw mut (*scratch).blank;
-            flows::write_blank(blank, packet, slot_ref);
+            flows::write_blank(blank, packet, slot_ref, slot);
             (*blank).rx_flags = rx_flag::PARKED;
             (*blank).rx.phase = phase::START;
             count(Stat::Parked);

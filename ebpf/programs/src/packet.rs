@@ -265,6 +265,27 @@ impl Packet {
         }
     }
 
+    /// The TCP or UDP port at this end; none for other protocols, and for later fragments.
+    #[inline(always)]
+    pub fn any_local_port(&self) -> Option<u32> {
+        if self.protocol == TCP {
+            return Some(self.local_port());
+        }
+        if self.protocol != UDP {
+            return None;
+        }
+        let mut ports = [0u32; 1];
+        if !load(self.skb, self.headers - 8, &mut ports) {
+            return None;
+        }
+        let ports = u32::from_be(ports[0]);
+        Some(if self.ingress {
+            ports & 0xffff
+        } else {
+            ports >> 16
+        })
+    }
+
     /// Writes what identifies the connection, the same from packets in and out.
     ///
     /// # Safety

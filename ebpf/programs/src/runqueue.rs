@@ -51,7 +51,17 @@ static WAITING: Array<[u64; 2]> = Array::with_max_entries(PAIRS, 0);
 struct Cached {
     cgroup: u64,
     slot: u64,
+    /// The slot of the pod, if the cgroup's own is a part of it.
+    pod: u64,
     epoch: u64,
+}
+
+/// Whose a task is.
+struct Whose {
+    /// The slot that counts its waits, or SYSTEM.
+    slot: u64,
+    /// Its pod's, or SYSTEM.
+    pod: u64,
 }
 
 /// What a CPU keeps; only used with interrupts off.
@@ -152,11 +162,12 @@ fn switch(ctx: &BtfTracePointContext) {
         }
         let mut who = IDLE;
         if !is_idle(cpu, previous) {
-            who = current(cpu, control);
+            let whose = current(cpu, control);
+            who = whose.pod;
             let wait = get!(cpu.wait);
             if seen {
                 if wait != 0 {
-                    credit(cpu, who, wait);
+                    credit(cpu, whose, wait);
                 } else if who != SYSTEM {
                     count(Stat::RunQueueUnknown);
                 }
@@ -294,13 +305,13 @@ unsafe fn end(task: u64, now: u64, since: u64) -> u64 {
 
 /// Adds a wait, as [`end`] says it, to the slot of the current task.
 #[inline(always)]
-unsafe fn credit(cpu: *mut Cpu, own: u64, wait: u64) {
-    if own == SYSTEM {
+unsafe fn credit(cpu: *mut Cpu, whose: Whose, wait: u64) {
+    if whose.slot == SYSTEM {
         return;
     }
     // SAFETY: the map's element.
     unsafe {
-        let Some(slot) = Slot::of(own) else {
+        let Some(slot) = Slot::of(whose.slot) else {
             return;
         };
         let nanos = (wait >> 1) - 1;
@@ -316,7 +327,7 @@ unsafe fn credit(cpu: *mut Cpu, own: u64, wait: u64) {
         if wait & THROTTLED != 0 {
             tally!(slot, runqueue_wait_throttled_nanos, nanos);
         } else {
-            occupants::divide(&raw mut (*cpu).occupants, slot, own, nanos);
+            occupants::divide(&raw mut (*cpu).occupants, slot, whose.pod, nanos);
         }
         slot.touch();
     }
@@ -325,7 +336,7 @@ unsafe fn credit(cpu: *mut Cpu, own: u64, wait: u64) {
 /// The slot of the current task's cgroup, from this CPU's cache if assignments have not changed since; SYSTEM if it
 /// has none.
 #[inline(always)]
-unsafe fn current(cpu: *mut Cpu, control: *mut Control) -> u64 {
+unsafe fn current(cpu: *mut Cpu, control: *mut Control) -> Whose {
     // SAFETY: the map's elements.
     unsafe {
         let epoch = get!(control.epoch);
@@ -334,7 +345,10 @@ unsafe fn current(cpu: *mut Cpu, control: *mut Control) -> u64 {
             .cast::<Cached>()
             .add((cgroup & (CACHED as u64 - 1)) as usize);
         if get!(entry.cgroup) == cgroup && get!(entry.epoch) == epoch {
-            return get!(entry.slot);
+            return Whose {
+                slot: get!(entry.slot),
+                pod: get!(entry.pod),
+            };
         }
         let found = match known(cgroup) {
             Some(found) => found,
@@ -345,7 +359,9 @@ unsafe fn current(cpu: *mut Cpu, control: *mut Control) -> u64 {
         set!(entry.cgroup, cgroup);
         set!(entry.epoch, epoch);
         set!(entry.slot, found);
-        found
+        let pod = Slot::of(found).map_or(found, |slot| slot.pod(found));
+        set!(entry.pod, pod);
+        Whose { slot: found, pod }
     }
 }
 

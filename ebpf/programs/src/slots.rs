@@ -1,10 +1,12 @@
 //! From a cgroup to its slot, and adding to a slot. An unknown cgroup gets a provisional slot that user space
 //! can claim; this never decides which cgroups are pods.
 
-use ebpf_scaler_common::record::{NO_SLOT, SlotRecord, Stat, generation_of, slot_of, slot_ref};
+use ebpf_scaler_common::record::{
+    NO_SLOT, SlotRecord, Stat, generation_of, layout, port_key, slot_of, slot_ref,
+};
 
 use crate::atomic::{self, get};
-use crate::maps::{CGROUPS, DIRTY, FREE_SLOTS, QUARANTINE, SLOTS, control, count};
+use crate::maps::{CGROUPS, DIRTY, FREE_SLOTS, PORTS, QUARANTINE, SLOTS, control, count};
 
 /// A slot that was just checked to be this tenant's.
 #[derive(Clone, Copy)]
@@ -34,6 +36,32 @@ impl Slot {
         (generation == generation_of(slot_ref)).then_some(Slot { record, index })
     }
 
+    /// The layout that the slot has now.
+    #[inline(always)]
+    pub fn layout(self) -> u32 {
+        let record = self.record;
+        // SAFETY: the map's element.
+        unsafe { get!(record.layout) }
+    }
+
+    /// The pod of which this is a part, or else itself.
+    #[inline(always)]
+    pub fn pod(self, itself: u64) -> u64 {
+        let record = self.record;
+        // SAFETY: the map's element.
+        let pod = unsafe { get!(record.pod) };
+        if pod != 0 { pod } else { itself }
+    }
+
+    /// The slot that counts for a local port of this one, if that is counted apart.
+    #[inline(always)]
+    pub fn of_port(self, port: u32) -> Option<(u64, Slot)> {
+        let key = port_key(self.index, port);
+        // SAFETY: values are replaced as a whole; a stale one is told by its generation.
+        let found = unsafe { *PORTS.get(key)? };
+        Slot::of(found).map(|slot| (found, slot))
+    }
+
     /// Tells user space that something changed; after the last change.
     #[inline(always)]
     pub fn touch(self) {
@@ -46,6 +74,18 @@ impl Slot {
                 }
             }
         }
+    }
+}
+
+/// What counts for a slot's socket at that local port: the port's own slot if it has one, or else the slot.
+#[inline(always)]
+pub fn narrow(found: (u64, Slot), port: impl FnOnce() -> Option<u32>) -> (u64, Slot) {
+    if found.1.layout() & layout::PORTS == 0 {
+        return found;
+    }
+    match port() {
+        Some(port) => found.1.of_port(port).unwrap_or(found),
+        None => found,
     }
 }
 

@@ -110,6 +110,7 @@ impl Collector for Replica {
     ) -> Result<Response<Self::ReportStream>, Status> {
         let (sender, receiver) = mpsc::channel(1);
         let want = Want {
+            divide: Vec::new(),
             families: self.families.clone(),
             ttl_seconds: DEMAND_SECONDS,
         };

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use ebpf_scaler_common::record::Stat;
 use ebpf_scaler_measure::metric::{Metric, Window};
+use ebpf_scaler_measure::query::{KEYS, RESERVED_PREFIX};
 
 use crate::steps::cargo;
 
@@ -102,6 +103,19 @@ fn metrics() -> String {
         ));
     }
     page.push_str(
+        "\n## Keys in selectors\n\n\
+         A query's label selector picks pods by their labels. Keys under `ebpfscaler.io/` are reserved:\n\n\
+         | key | what |\n|---|---|\n",
+    );
+    for (example, help) in KEYS {
+        page.push_str(&format!("| `{RESERVED_PREFIX}{example}` | {help} |\n"));
+    }
+    page.push_str(
+        "\nPorts and containers are counted apart only while somebody asks: a query or an EbpfScaler has it done for 10 \
+         minutes.\nUntil it has been for a second there is no answer (503), and a window that reaches back further is \
+         taken over what has\nbeen seen of it. See [limits.md](limits.md#ports-and-containers).\n",
+    );
+    page.push_str(
         "\n## What the agent could not do\n\n\
          Served by the agent's own `/metrics` as `ebpf_scaler_agent_probe_<name>` (`_total` but for gauges). All are \
          zero on a\nhealthy node; each says what of the measurement is missing, or estimated, and why.\n\n\
@@ -115,7 +129,7 @@ fn metrics() -> String {
 }
 
 /// What the agent adds to the programs' statistics; a kernel test compares the page with what is really served.
-const OF_USER_SPACE: [(&str, &str); 6] = [
+const OF_USER_SPACE: [(&str, &str); 7] = [
     (
         "live_socket_storages",
         "TCP sockets that have state now, at most 65,536 (a gauge)",
@@ -125,6 +139,10 @@ const OF_USER_SPACE: [(&str, &str); 6] = [
         "TCP sockets that have HTTP/2 state as well, at most 4,096 (a gauge)",
     ),
     ("live_slots", "Slots that pods have now (a gauge)"),
+    (
+        "live_part_slots",
+        "Slots that ports and containers have now, at most 512 (a gauge)",
+    ),
     (
         "slots_full",
         "Times that a pod found no free slot; raise --max-pods",

@@ -9,7 +9,7 @@ use aya::maps::{HashMap, Map, MapData, Queue};
 use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_scaler_common::record::{
-    Control, Cost, Culprits, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, STEPS, SlotRecord,
+    Control, Cost, Culprits, PARTS, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, STEPS, SlotRecord,
     TOTAL_STEPS,
 };
 
@@ -67,6 +67,8 @@ pub struct Maps {
     pub cgroups: HashMap<MapData, u64, u64>,
     /// Unknown cgroup id to provisional slot.
     pub quarantine: HashMap<MapData, u64, u64>,
+    /// A local port of a slot to the slot that counts for it.
+    pub ports: HashMap<MapData, u64, u64>,
     /// Provisional slots that the kernel can take.
     pub free_slots: Queue<MapData, u64>,
 }
@@ -138,7 +140,7 @@ impl Kernel {
     ) -> Result<Kernel, ProbeError> {
         let directory = File::open(&options.cgroup)
             .map_err(|e| failed(format!("open the cgroup {}", options.cgroup.display()), &e))?;
-        let slots = options.max_pods + QUARANTINE;
+        let slots = options.max_pods + PARTS + QUARANTINE;
         // Since Linux 6.18. Without it, waits because of a CPU limit are told by who ran meanwhile, like others.
         let throttled = btf::offset("task_struct", "throttled");
         let mut ebpf = load_object(log, slots, steps, throttled)?;
@@ -327,7 +329,7 @@ fn load_object(
         .map_max_entries("SLOTS", slots)
         .map_max_entries("CULPRITS", slots)
         .map_max_entries("DIRTY", slots.div_ceil(64))
-        .map_max_entries("CGROUPS", slots * CGROUPS_PER_POD)
+        .map_max_entries("CGROUPS", (slots - PARTS) * CGROUPS_PER_POD)
         .load(object()?)
         .map_err(|e| failed("load the BPF object", &e))
 }
@@ -356,6 +358,7 @@ impl Maps {
             statistics: share(ebpf, "STATISTICS", STATS)?,
             cgroups: take(ebpf, "CGROUPS")?,
             quarantine: take(ebpf, "QUARANTINE")?,
+            ports: take(ebpf, "PORTS")?,
             free_slots: take(ebpf, "FREE_SLOTS")?,
         })
     }

@@ -5,6 +5,7 @@ mod btf;
 mod culprits;
 mod kernel;
 mod memory;
+mod parts;
 mod pool;
 mod reading;
 mod release;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use ebpf_scaler_common::record::{
-    Control, QUARANTINE, SlotRecord, generation_of, slot_of, slot_ref,
+    Control, PARTS, QUARANTINE, SlotRecord, generation_of, slot_of, slot_ref,
 };
 pub use ebpf_scaler_common::{Counters, Family, histogram};
 
@@ -109,7 +110,7 @@ impl Probes {
         }
         let mut probes = Probes {
             kernel,
-            pool: Pool::new(options.max_pods, QUARANTINE),
+            pool: Pool::new(options.max_pods, PARTS, QUARANTINE),
             degraded,
             waiting: Vec::new(),
             reported: HashMap::new(),
@@ -374,6 +375,10 @@ impl Probes {
 }
 
 impl Slot {
+    fn to_ref(self) -> u64 {
+        slot_ref(self.index, self.generation)
+    }
+
     fn from_ref(value: u64) -> Slot {
         Slot {
             index: slot_of(value),

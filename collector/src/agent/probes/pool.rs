@@ -14,6 +14,8 @@ enum Holder {
     /// The kernel, for the next unknown cgroup or for one it has seen.
     Quarantine,
     Caller,
+    /// A caller, for a part of a pod.
+    Part,
 }
 
 /// All slots.
@@ -24,18 +26,22 @@ pub struct Pool {
     free: VecDeque<(u32, Option<Instant>)>,
     callers: u32,
     max_callers: u32,
+    parts: u32,
+    max_parts: u32,
 }
 
 impl Pool {
-    /// `max_callers` slots for callers and `spare` more for the quarantine.
-    pub fn new(max_callers: u32, spare: u32) -> Pool {
-        let all = max_callers + spare;
+    /// `max_callers` slots for callers, `max_parts` for parts of pods and `spare` more for the quarantine.
+    pub fn new(max_callers: u32, max_parts: u32, spare: u32) -> Pool {
+        let all = max_callers + max_parts + spare;
         Pool {
             holders: vec![Holder::Nobody; all as usize],
             generations: vec![0; all as usize],
             free: (0..all).map(|index| (index, None)).collect(),
             callers: 0,
             max_callers,
+            parts: 0,
+            max_parts,
         }
     }
 
@@ -46,6 +52,16 @@ impl Pool {
         }
         let slot = self.take_for(Holder::Caller)?;
         self.callers += 1;
+        Some(slot)
+    }
+
+    /// A free slot for a part of a pod.
+    pub fn take_part(&mut self) -> Option<Slot> {
+        if self.parts >= self.max_parts {
+            return None;
+        }
+        let slot = self.take_for(Holder::Part)?;
+        self.parts += 1;
         Some(slot)
     }
 
@@ -88,8 +104,10 @@ impl Pool {
         let Some(holder) = self.holders.get_mut(slot.index as usize) else {
             return false;
         };
-        if *holder == Holder::Caller {
-            self.callers -= 1;
+        match holder {
+            Holder::Caller => self.callers -= 1,
+            Holder::Part => self.parts -= 1,
+            Holder::Nobody | Holder::Quarantine => {}
         }
         *holder = Holder::Nobody;
         if let Some(generation) = self.generations.get_mut(slot.index as usize) {
@@ -118,9 +136,14 @@ impl Pool {
         self.is_current(slot) && self.holders.get(slot.index as usize) == Some(&Holder::Quarantine)
     }
 
-    /// How many slots callers hold.
+    /// How many slots callers hold, without those for parts.
     pub fn held(&self) -> u32 {
         self.callers
+    }
+
+    /// How many slots callers hold for parts of pods.
+    pub fn parts(&self) -> u32 {
+        self.parts
     }
 }
 
@@ -130,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_slot_comes_back_as_another_generation() {
-        let mut pool = Pool::new(1, 0);
+        let mut pool = Pool::new(1, 0, 0);
         let first = pool.take().unwrap();
         assert!(pool.is_current(first));
         assert_eq!(pool.take(), None);
@@ -144,7 +167,7 @@ mod tests {
 
     #[test]
     fn claimed_slots_count_as_callers_and_lent_ones_do_not() {
-        let mut pool = Pool::new(2, 1);
+        let mut pool = Pool::new(2, 0, 1);
         let lent = pool.lend().unwrap();
         assert!(pool.is_lent(lent));
         pool.claim(lent);
@@ -154,5 +177,18 @@ mod tests {
         assert_eq!(pool.take(), None);
         assert!(pool.put_back(lent) && pool.put_back(taken));
         assert_eq!(pool.held(), 0);
+    }
+
+    #[test]
+    fn parts_take_no_room_from_pods_nor_pods_from_parts() {
+        let mut pool = Pool::new(1, 1, 1);
+        let part = pool.take_part().unwrap();
+        assert_eq!(pool.take_part(), None);
+        let pod = pool.take().unwrap();
+        assert_eq!(pool.take(), None);
+        assert!(pool.lend().is_some());
+        assert_eq!((pool.held(), pool.parts()), (1, 1));
+        assert!(pool.put_back(part) && pool.put_back(pod));
+        assert_eq!((pool.held(), pool.parts()), (0, 0));
     }
 }

@@ -43,6 +43,7 @@ impl Probes {
                 maps.control.word(0, offset_of!(Control, live_http2)),
             ),
             ("live_slots", u64::from(self.pool.held())),
+            ("live_part_slots", u64::from(self.pool.parts())),
             ("slots_full", self.slots_full),
             ("quarantine_forgotten_cgroups", self.forgotten_cgroups),
             ("quarantine_forgotten_requests", self.forgotten_requests),

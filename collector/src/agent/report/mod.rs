@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::demand::Division;
 use super::metrics::ReportMetrics;
 use super::probes::Family;
 use super::store::Store;
@@ -34,6 +35,8 @@ pub struct Wanted {
     pub replica: SocketAddr,
     /// The families.
     pub families: Vec<Family>,
+    /// Parts of pods, by UID.
+    pub divide: HashMap<String, Division>,
     /// For how long.
     pub ttl: Duration,
 }

@@ -23,6 +23,8 @@ use crate::agent::metrics::ReportMetrics;
 use crate::agent::sample;
 use crate::agent::store::{Snapshot, Store};
 
+/// More pods than a node has; a wrong replica must not fill our memory.
+const MAX_DIVISIONS: usize = 1024;
 const CONNECT: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
@@ -205,6 +207,12 @@ fn want_of(replica: SocketAddr, wanted: &mpsc::Sender<Wanted>, want: &Want) {
             .iter()
             .copied()
             .filter_map(sample::wanted)
+            .collect(),
+        divide: want
+            .divide
+            .iter()
+            .map(sample::division)
+            .take(MAX_DIVISIONS)
             .collect(),
         ttl: Duration::from_secs(want.ttl_seconds.into()),
     });

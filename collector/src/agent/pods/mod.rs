@@ -1,19 +1,26 @@
 //! The pods of this node and their slots: a state machine fed with cgroup changes and slot readings, which
 //! gives samples. It knows no file system, no clock and no network.
 
+mod parts;
+mod pod;
+mod quarantine;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebpf_scaler_proto::{PodSample, Preemptor};
+use ebpf_scaler_proto::PodSample;
 
+use super::cgroup;
+use super::demand::Division;
 use super::kernel::Kernel;
 use super::preemptors::{PERIOD, rank};
-use super::probes::{Culprit, Reading, Slot};
+use super::probes::{Culprit, Slot};
 use super::sample;
+use pod::{Claimed, Pod};
+pub use quarantine::QUARANTINE;
+use quarantine::Quarantined;
 
-/// How long a cgroup may count in a provisional slot before its path must be known.
-pub const QUARANTINE: Duration = Duration::from_secs(10);
 /// How long a slot that nothing should count in any more is still read: packets in flight, a task being
 /// switched out on another CPU.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -23,11 +30,13 @@ pub const LINGER: Duration = Duration::from_secs(1);
 pub struct Changes {
     /// Pods whose counters changed, and new ones.
     pub samples: Vec<PodSample>,
+    /// The same of parts of pods, and those that have ended.
+    pub parts: Vec<PodSample>,
     /// UIDs of pods whose cgroup is gone.
     pub gone: Vec<String>,
 }
 
-/// Numbers for the metrics. The first three are now, the others cumulative.
+/// Numbers for the metrics. The first five are now, the others cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Pods that have a slot.
@@ -36,6 +45,10 @@ pub struct Facts {
     pub unmeasured: usize,
     /// Cgroups that count provisionally.
     pub quarantined: usize,
+    /// Parts of pods that are counted apart.
+    pub parts: usize,
+    /// Pods of which more parts are wanted than there is room for.
+    pub undivided: usize,
     /// Provisional slots whose counts became a pod's.
     pub claimed: u64,
     /// Provisional slots that no path explained.
@@ -44,26 +57,6 @@ pub struct Facts {
     pub refused: u64,
     /// Changes of a slot after its pod's last sample.
     pub late: u64,
-}
-
-#[derive(Debug)]
-struct Pod {
-    epoch: u64,
-    slot: Option<Slot>,
-    /// Provisional slots whose counts are this pod's, until each is quiet and absorbed.
-    claimed: Vec<(Slot, Instant)>,
-    /// What absorbed slots had counted.
-    past: Option<Box<Reading>>,
-    throttled_micros: u64,
-    preemptors: Vec<Preemptor>,
-    cgroups: HashMap<u64, String>,
-    dirty: bool,
-}
-
-#[derive(Debug)]
-struct Quarantined {
-    slot: Slot,
-    since: Instant,
 }
 
 /// All pods of the node.
@@ -79,6 +72,16 @@ pub struct Pods {
     quarantine: HashMap<u64, Quarantined>,
     /// Cgroups of pods that the kernel side did not take.
     refused: BTreeSet<u64>,
+    /// What is wanted apart, by pod UID, of pods that are not there yet too.
+    wanted: HashMap<String, Division>,
+    /// Slots whose division has changed, and whether ports of them are counted apart.
+    unsettled: Vec<(Slot, bool)>,
+    /// How many parts there are.
+    parts: usize,
+    /// Pods of which not all parts that are wanted found room.
+    undivided: BTreeSet<Arc<str>>,
+    /// When that was last tried.
+    divided: Option<Instant>,
     next_epoch: u64,
     facts: Facts,
     /// When preemptors were last ranked.
@@ -98,6 +101,11 @@ impl Pods {
             unmeasured: BTreeSet::new(),
             quarantine: HashMap::new(),
             refused: BTreeSet::new(),
+            wanted: HashMap::new(),
+            unsettled: Vec::new(),
+            parts: 0,
+            undivided: BTreeSet::new(),
+            divided: None,
             next_epoch: first_epoch,
             facts: Facts::default(),
             ranked: None,
@@ -110,6 +118,8 @@ impl Pods {
             measured: self.pods.len() - self.unmeasured.len(),
             unmeasured: self.unmeasured.len(),
             quarantined: self.quarantine.len(),
+            parts: self.parts,
+            undivided: self.undivided.len(),
             ..self.facts
         }
     }
@@ -123,33 +133,28 @@ impl Pods {
         cgroup_id: u64,
         now: Instant,
     ) -> Arc<str> {
-        let uid: Arc<str> = match self.pods.get_key_value(uid) {
-            Some((uid, _)) => uid.clone(),
+        let (uid, is_new): (Arc<str>, bool) = match self.pods.get_key_value(uid) {
+            Some((uid, _)) => (uid.clone(), false),
             None => {
                 let uid: Arc<str> = uid.into();
-                self.pods.insert(
-                    uid.clone(),
-                    Pod {
-                        epoch: self.next_epoch,
-                        slot: None,
-                        claimed: Vec::new(),
-                        past: None,
-                        throttled_micros: 0,
-                        preemptors: Vec::new(),
-                        cgroups: HashMap::new(),
-                        dirty: false,
-                    },
-                );
+                let wanted = self.wanted.get(&*uid).cloned().unwrap_or_default();
+                let pod = Pod::new(self.next_epoch, wanted);
+                self.pods.insert(uid.clone(), pod);
                 self.next_epoch += 1;
-                uid
+                (uid, true)
             }
         };
-        self.by_cgroup.insert(cgroup_id, uid.clone());
+        let is_new_here = self.by_cgroup.insert(cgroup_id, uid.clone()).is_none();
         let provisional = self.provisional(kernel, cgroup_id, now);
+        let container = cgroup::parse(path).and_then(|of| of.container);
+        let container: Option<Arc<str>> = container.map(Into::into);
         if let Some(pod) = self.pods.get_mut(&uid) {
-            pod.cgroups.insert(cgroup_id, path.to_owned());
+            pod.cgroups.insert(cgroup_id, container.clone());
         }
         self.claim(kernel, &uid, cgroup_id, provisional, now);
+        // What was counted provisionally is in no part.
+        let born = (is_new_here && provisional.is_none()).then_some((is_new, container));
+        self.divide(kernel, &uid, born.as_ref(), now);
         self.mark(&uid);
         uid
     }
@@ -182,7 +187,7 @@ impl Pods {
             self.facts.claimed += 1;
             self.by_slot.insert(slot, uid.clone());
             if pod.slot != Some(slot) {
-                pod.claimed.push((slot, now + LINGER));
+                pod.claimed.push(Claimed::provisional(slot, now));
             }
         } else if becomes_the_pods {
             // Refused: the slot is still the quarantine's, to be claimed later or forgotten.
@@ -193,7 +198,13 @@ impl Pods {
     }
 
     /// A cgroup is gone; with a pod's own directory, the pod.
-    pub fn removed(&mut self, kernel: &mut dyn Kernel, cgroup_id: u64, is_pod_dir: bool) {
+    pub fn removed(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        cgroup_id: u64,
+        is_pod_dir: bool,
+        now: Instant,
+    ) {
         let Some(uid) = self.by_cgroup.remove(&cgroup_id) else {
             return;
         };
@@ -204,6 +215,7 @@ impl Pods {
         };
         pod.cgroups.remove(&cgroup_id);
         if !is_pod_dir && !pod.cgroups.is_empty() {
+            self.divide(kernel, &uid, None, now);
             return;
         }
         if let Some(mut pod) = self.pods.remove(&uid) {
@@ -213,6 +225,7 @@ impl Pods {
                 kernel.unassign(cgroup_id);
             }
             self.unmeasured.remove(&uid);
+            self.undivided.remove(&uid);
             self.leaving.push((uid, pod));
         }
     }
@@ -227,9 +240,12 @@ impl Pods {
 
     /// Reads what changed since the last call.
     pub fn read(&mut self, kernel: &mut dyn Kernel, now: Instant) -> Changes {
+        self.divide_the_undivided(kernel, now);
+        // Before anything is read: what a part has counted then is all that is its own from now on.
+        kernel.settle(&std::mem::take(&mut self.unsettled));
         for slot in kernel.changed() {
             match self.by_slot.get(&slot).cloned() {
-                Some(uid) => self.mark(&uid),
+                Some(uid) => self.mark_slot(&uid, slot),
                 None if self.releasing.iter().any(|(s, _)| *s == slot) => self.facts.late += 1,
                 None => {}
             }
@@ -248,6 +264,7 @@ impl Pods {
                     changes
                         .samples
                         .push(sample::of(&uid, pod.epoch, &reading, &pod.preemptors));
+                    pod.read_parts(kernel, &uid, &mut changes.parts);
                 }
             }
         }
@@ -266,8 +283,7 @@ impl Pods {
         }
         self.ranked = Some(now);
         for (uid, pod) in &mut self.pods {
-            let slots = pod.slot.into_iter().chain(pod.claimed.iter().map(|c| c.0));
-            let waited = slots.flat_map(|slot| kernel.take_culprits(slot));
+            let waited = pod.slots().flat_map(|slot| kernel.take_culprits(slot));
             let known = waited.filter_map(|(culprit, nanos)| match culprit {
                 Culprit::System => Some((None, nanos)),
                 // Slots of pods that have gone in the meantime name nobody any more.
@@ -291,7 +307,7 @@ impl Pods {
         &mut self,
         kernel: &mut dyn Kernel,
         uid: &Arc<str>,
-        pod: Pod,
+        mut pod: Pod,
         now: Instant,
         changes: &mut Changes,
     ) {
@@ -299,13 +315,14 @@ impl Pods {
             changes
                 .samples
                 .push(sample::of(uid, pod.epoch, &reading, &pod.preemptors));
+            self.end_parts(kernel, &mut pod, now);
+            pod.read_parts(kernel, uid, &mut changes.parts);
             // A static pod comes back under the same UID: its new epoch says all.
             if !self.pods.contains_key(uid) {
                 changes.gone.push(uid.to_string());
             }
         }
-        let slots = pod.slot.into_iter().chain(pod.claimed.iter().map(|c| c.0));
-        for slot in slots {
+        for slot in pod.slots() {
             self.by_slot.remove(&slot);
             self.releasing.push((slot, now + LINGER));
         }
@@ -342,7 +359,8 @@ impl Pods {
     }
 
     fn assign(&mut self, kernel: &mut dyn Kernel, uid: &str, cgroup_id: u64) -> bool {
-        let Some(slot) = self.pods.get(uid).and_then(|pod| pod.slot) else {
+        let pod = self.pods.get(uid);
+        let Some(slot) = pod.and_then(|pod| pod.slot_of_cgroup(cgroup_id)) else {
             return false;
         };
         match kernel.assign(cgroup_id, slot) {
@@ -361,65 +379,17 @@ impl Pods {
         }
     }
 
-    /// The provisional slot of a cgroup, if the kernel saw it before we did.
-    fn provisional(
-        &mut self,
-        kernel: &mut dyn Kernel,
-        cgroup_id: u64,
-        now: Instant,
-    ) -> Option<Slot> {
-        self.refresh_quarantine(kernel, now);
-        self.quarantine.get(&cgroup_id).map(|q| q.slot)
-    }
-
-    fn refresh_quarantine(&mut self, kernel: &mut dyn Kernel, now: Instant) {
-        let listed = kernel.quarantined();
-        self.quarantine
-            .retain(|id, q| listed.iter().any(|(i, slot)| i == id && *slot == q.slot));
-        for (cgroup_id, slot) in listed {
-            self.quarantine
-                .entry(cgroup_id)
-                .or_insert(Quarantined { slot, since: now });
-        }
-    }
-
-    /// Claims what has become known since, and forgets what stayed unknown.
-    fn look_after_quarantine(&mut self, kernel: &mut dyn Kernel, now: Instant) {
-        self.refresh_quarantine(kernel, now);
-        let known: Vec<(u64, Arc<str>)> = self
-            .quarantine
-            .keys()
-            .filter_map(|id| Some((*id, self.by_cgroup.get(id)?.clone())))
-            .collect();
-        for (cgroup_id, uid) in known {
-            let path = self
-                .pods
-                .get(&uid)
-                .and_then(|pod| pod.cgroups.get(&cgroup_id))
-                .cloned()
-                .unwrap_or_default();
-            self.added(kernel, &uid, &path, cgroup_id, now);
-        }
-        let Facts { forgotten, .. } = &mut self.facts;
-        self.quarantine.retain(|cgroup_id, quarantined| {
-            let keep = now.saturating_duration_since(quarantined.since) < QUARANTINE;
-            if !keep {
-                kernel.forget_quarantined(*cgroup_id);
-                *forgotten += 1;
-            }
-            keep
-        });
-    }
-
     fn absorb_claimed(&mut self, kernel: &mut dyn Kernel, now: Instant) {
-        if self.by_slot.len() == self.pods.len() - self.unmeasured.len() {
+        if self.by_slot.len() == self.pods.len() - self.unmeasured.len() + self.parts {
             return;
         }
         let mut absorbed = Vec::new();
         for (uid, pod) in &mut self.pods {
-            for (slot, _) in pod.claimed.extract_if(.., |(_, quiet)| *quiet <= now) {
-                pod.past.get_or_insert_default().absorb(&kernel.read(slot));
-                absorbed.push((slot, uid.clone()));
+            let is_over = |c: &mut Claimed| c.is_over(&*kernel, now);
+            for claimed in pod.claimed.extract_if(.., is_over) {
+                let counted = kernel.read(claimed.slot);
+                pod.past.get_or_insert_default().absorb(&counted);
+                absorbed.push((claimed.slot, uid.clone()));
             }
         }
         for (slot, uid) in absorbed {
@@ -448,24 +418,8 @@ impl Pods {
             for cgroup_id in cgroups {
                 self.assign(kernel, &uid, cgroup_id);
             }
+            self.divide(kernel, &uid, None, now);
             self.mark(&uid);
         }
-    }
-}
-
-impl Pod {
-    /// All that is this pod's; none without a slot, for what is not measured is not zero.
-    fn read(&self, kernel: &dyn Kernel) -> Option<Reading> {
-        let mut total = kernel.read(self.slot?);
-        for (slot, _) in &self.claimed {
-            let claimed = kernel.read(*slot);
-            total.absorb(&claimed);
-            total.counters.requests_in_flight += claimed.counters.requests_in_flight;
-        }
-        if let Some(past) = &self.past {
-            total.absorb(past);
-        }
-        total.counters.cpu_throttled_micros = self.throttled_micros;
-        Some(total)
     }
 }
