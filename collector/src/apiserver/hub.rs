@@ -74,6 +74,14 @@ impl Hub {
         answer.map_err(|e| Failure::new(e.code(), e.to_string()).because(e.reason()))
     }
 
+    /// Keeps a family measured, of all pods.
+    pub fn keep(&self, family: Family) {
+        let now = self.clock.now();
+        if self.demand.ask(family, "", &Query::default(), now) {
+            self.demand.publish(&self.state(), now);
+        }
+    }
+
     /// Keeps what a query needs measured.
     fn demand(&self, namespace: &str, metric: Metric, query: &Query, now: Time) {
         let fits = query.narrow.misfit(metric).is_none();

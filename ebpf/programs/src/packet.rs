@@ -274,11 +274,11 @@ impl Packet {
         if self.protocol != UDP {
             return None;
         }
-        let mut ports = [0u32; 1];
+        let mut ports = Words::<1>::new();
         if !load(self.skb, self.headers - 8, &mut ports) {
             return None;
         }
-        let ports = u32::from_be(ports[0]);
+        let ports = u32::from_be(ports.at(0));
         Some(if self.ingress {
             ports & 0xffff
         } else {

@@ -156,7 +156,7 @@ impl Board {
         if let Some(last) = before.as_ref().filter(|s| s.taken.elapsed() <= at_most) {
             return Ok(last.clone());
         }
-        hub.demand.ask(Family::RunQueue, hub.clock.now());
+        hub.keep(Family::RunQueue);
         hub.metrics.signals_computed.inc();
         let version = board.next_version();
         let taken = Instant::now();

@@ -163,6 +163,13 @@ fn refuse_keys(resource: Resource, query: &Query) -> Result<(), Failure> {
             "podsignals are by pod, workloadsignals by workload",
         );
     }
+    if !query.narrow.is_whole() {
+        let key = match query.narrow.ports.is_empty() {
+            true => "container",
+            false => "port",
+        };
+        return refuse(key, "signals are of whole pods");
+    }
     let has = |key: &str| {
         let key = format!("{}{key}", ebpf_scaler_measure::query::RESERVED_PREFIX);
         query.selector.requirements.iter().any(|r| r.key == key)
