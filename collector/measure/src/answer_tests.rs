@@ -12,6 +12,9 @@ use crate::series::Sample;
 /// What changes while it is measured: agents, pods, replicas.
 #[path = "answer_tests/changes.rs"]
 mod changes;
+/// What an agent could do to us, had somebody else got hold of it.
+#[path = "answer_tests/hostile.rs"]
+mod hostile;
 /// Ports and containers.
 #[path = "answer_tests/narrow.rs"]
 mod narrow;

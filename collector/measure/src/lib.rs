@@ -6,6 +6,7 @@ pub mod index;
 pub mod metric;
 pub mod narrow;
 pub mod node;
+mod packed;
 pub mod quantile;
 pub mod query;
 pub mod refusal;

@@ -18,6 +18,14 @@ pub const MIN_SEEN: u64 = 1_000_000;
 /// At most this many pods of a node are kept, those that have gone lately included; more are refused. A
 /// kubelet runs some hundreds at most.
 pub const MAX_PODS: usize = 1024;
+/// At most this many pods new to it may a node report within [`NEWCOMERS_PERIOD`]: room for an agent that starts
+/// anew every half minute on a full node, and an end to one that invents pods.
+pub const MAX_NEWCOMERS: usize = 2 * MAX_PODS;
+/// How long newcomers are counted together, microseconds.
+pub const NEWCOMERS_PERIOD: u64 = 60_000_000;
+/// At most this many bytes of history are kept of a node. [`MAX_PODS`] busy pods take half of it; only histograms
+/// that no pod has take more.
+pub const MAX_BYTES: usize = 32 << 20;
 
 /// How an agent introduces itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,8 +60,10 @@ pub struct Received {
     pub accepted: usize,
     /// Samples of pods that run on other nodes
     pub foreign: usize,
-    /// Samples beyond [`MAX_PODS`]
+    /// Samples beyond [`MAX_PODS`] or [`MAX_NEWCOMERS`]
     pub overflow: usize,
+    /// Samples beyond [`MAX_BYTES`]
+    pub heavy: usize,
     /// Not newer than what is known, so nothing was taken from it
     pub late: bool,
 }
@@ -87,6 +97,29 @@ pub struct Log {
     since: BTreeMap<Family, u64>,
     pods: HashMap<Arc<str>, Tracked>,
     parts: Parts,
+    /// Of the pods' histories; sweeping counts it anew.
+    bytes: usize,
+}
+
+/// Pods that a node has reported for the first time lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Newcomers {
+    since: Time,
+    count: usize,
+}
+
+impl Newcomers {
+    /// Whether there may be one more.
+    fn admit(&mut self, now: Time) -> bool {
+        if now.since(self.since) > NEWCOMERS_PERIOD {
+            *self = Self {
+                since: now,
+                count: 0,
+            };
+        }
+        self.count += 1;
+        self.count <= MAX_NEWCOMERS
+    }
 }
 
 impl Log {
@@ -102,6 +135,7 @@ impl Log {
             since: BTreeMap::new(),
             pods: HashMap::new(),
             parts: Parts::default(),
+            bytes: 0,
         }
     }
 
@@ -140,12 +174,23 @@ impl Log {
         self.pods.len()
     }
 
+    /// Roughly the bytes that its pods' histories take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn is_ready(&self) -> bool {
         let first = self.first.unwrap_or(self.last);
         self.loaded.is_some() && self.last - first >= MIN_SEEN
     }
 
-    fn receive(&mut self, batch: Batch, foreign: impl Fn(&str) -> bool, now: Time) -> Received {
+    fn receive(
+        &mut self,
+        batch: Batch,
+        foreign: impl Fn(&str) -> bool,
+        newcomers: &mut Newcomers,
+        now: Time,
+    ) -> Received {
         let mut received = Received::default();
         if batch.at < self.last {
             received.late = true;
@@ -164,7 +209,9 @@ impl Log {
         for (uid, sample) in batch.samples {
             if foreign(&uid) {
                 received.foreign += 1;
-            } else if !self.has_room_for(&uid) {
+            } else if self.bytes > MAX_BYTES {
+                received.heavy += 1;
+            } else if !self.has_room_for(&uid, newcomers, now) {
                 received.overflow += 1;
             } else {
                 self.take(uid, &sample, first, now);
@@ -194,13 +241,24 @@ impl Log {
     }
 
     /// Makes room for a new pod, if it has to, by letting go of the one that has been gone the longest.
-    fn has_room_for(&mut self, uid: &str) -> bool {
-        if self.pods.len() < MAX_PODS || self.pods.contains_key(uid) {
+    fn has_room_for(&mut self, uid: &str, newcomers: &mut Newcomers, now: Time) -> bool {
+        if self.pods.contains_key(uid) {
             return true;
         }
+        if self.pods.len() < MAX_PODS {
+            return newcomers.admit(now);
+        }
         let gone = self.pods.iter().filter_map(|(u, t)| Some((t.gone?, u)));
-        let oldest = gone.min().map(|(_, uid)| uid.clone());
-        oldest.is_some_and(|uid| self.pods.remove(&uid).is_some())
+        let Some(oldest) = gone.min().map(|(_, uid)| uid.clone()) else {
+            return false;
+        };
+        if !newcomers.admit(now) {
+            return false;
+        }
+        if let Some(removed) = self.pods.remove(&oldest) {
+            self.bytes = self.bytes.saturating_sub(removed.series.size());
+        }
+        true
     }
 
     fn families(&mut self, batch: &Batch, first: u64) {
@@ -224,6 +282,7 @@ impl Log {
         let (before, at) = (self.before, self.last);
         let preemptors = sample.preemptors.iter().take(MAX_PREEMPTORS);
         if let Some(tracked) = self.pods.get_mut(&uid) {
+            self.bytes = self.bytes.saturating_sub(tracked.series.size());
             tracked.preemptors.clear();
             tracked.preemptors.extend(preemptors.cloned());
             tracked.gone = None;
@@ -233,6 +292,7 @@ impl Log {
                 // Counting began anew after the batch before; what was before that is another epoch.
                 tracked.series = Series::from_birth(sample, before, before, at);
             }
+            self.bytes += tracked.series.size();
             return;
         }
         // After the first full reading a pod that appears is new: all it has done, it did since the reading
@@ -242,6 +302,7 @@ impl Log {
         } else {
             Series::from_reading(sample, first, at)
         };
+        self.bytes += series.size();
         let tracked = Tracked {
             series,
             preemptors: preemptors.cloned().collect(),
@@ -268,6 +329,7 @@ pub enum Source<'a> {
 pub struct Node {
     current: Option<Log>,
     previous: Option<Log>,
+    newcomers: Newcomers,
 }
 
 impl Node {
@@ -299,7 +361,7 @@ impl Node {
     ) -> Received {
         match &mut self.current {
             Some(log) if log.agent_epoch == agent_epoch => {
-                let received = log.receive(batch, foreign, now);
+                let received = log.receive(batch, foreign, &mut self.newcomers, now);
                 if log.is_ready() {
                     self.previous = None;
                 }
@@ -355,6 +417,7 @@ impl Node {
         });
         let pods = &log.pods;
         log.parts.sweep(|uid| pods.contains_key(uid), now);
+        log.bytes = log.pods.values().map(|tracked| tracked.series.size()).sum();
         // A node that has gone is forgotten; one whose stream is only being opened has not arrived yet.
         log.arrived.is_none() || recent(log, 600_000_000)
     }

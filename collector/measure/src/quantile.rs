@@ -74,6 +74,13 @@ impl Sparse {
     }
 }
 
+/// From pairs that are sorted by bucket, each once.
+impl FromIterator<(u16, u64)> for Sparse {
+    fn from_iter<I: IntoIterator<Item = (u16, u64)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
 /// A histogram of everything that is merged into it, for one answer.
 #[derive(Clone, Debug)]
 pub struct Merged {
@@ -93,13 +100,18 @@ impl Default for Merged {
 impl Merged {
     /// Adds all of `part`.
     pub fn add(&mut self, part: &Sparse) {
-        self.add_share(part, 1, 1);
+        self.add_share(part.pairs().iter().copied(), 1, 1);
     }
 
-    /// Adds `numerator / denominator` of `part`, each bucket rounded.
-    pub fn add_share(&mut self, part: &Sparse, numerator: u64, denominator: u64) {
+    /// Adds `numerator / denominator` of the counts of buckets, each rounded.
+    pub fn add_share(
+        &mut self,
+        part: impl Iterator<Item = (u16, u64)>,
+        numerator: u64,
+        denominator: u64,
+    ) {
         let denominator = u128::from(denominator.max(1));
-        for &(bucket, count) in part.pairs() {
+        for (bucket, count) in part {
             let share = (u128::from(count) * u128::from(numerator) + denominator / 2) / denominator;
             let share = u64::try_from(share).unwrap_or(u64::MAX);
             if let Some(slot) = self.counts.get_mut(usize::from(bucket)) {

@@ -12,6 +12,9 @@ use parser::Parser;
 /// The longest selector that is read; longer ones cost more than any user means.
 pub const MAX_LENGTH: usize = 16 * 1024;
 
+/// The most conditions that a selector may have: each is looked up in every pod of the namespace.
+pub const MAX_REQUIREMENTS: usize = 64;
+
 /// A selector that can not be read; the message is apimachinery's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -48,7 +51,7 @@ pub struct Requirement {
 impl Requirement {
     /// Whether a pod whose label `key` has `value` (`None`: has no such label) meets it.
     pub fn matches(&self, value: Option<&str>) -> bool {
-        let listed = |v: &str| self.values.iter().any(|x| x == v);
+        let listed = |v: &str| self.values.binary_search_by(|x| x.as_str().cmp(v)).is_ok();
         match self.operator {
             Operator::In => value.is_some_and(listed),
             Operator::NotIn => !value.is_some_and(listed),
@@ -98,6 +101,12 @@ impl Selector {
             )));
         }
         let mut requirements = Parser::new(text).parse()?;
+        if requirements.len() > MAX_REQUIREMENTS {
+            return Err(ParseError(format!(
+                "the selector has {} conditions, more than {MAX_REQUIREMENTS}",
+                requirements.len()
+            )));
+        }
         requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(Self { requirements })
     }
@@ -193,6 +202,25 @@ mod tests {
     fn a_selector_bomb_is_refused_before_it_is_read() {
         let bomb = "a,".repeat(MAX_LENGTH);
         assert!(Selector::parse(&bomb).is_err());
+        let conditions = |n: usize| "!a,".repeat(n - 1) + "!a";
+        assert!(Selector::parse(&conditions(MAX_REQUIREMENTS)).is_ok());
+        let error = Selector::parse(&conditions(MAX_REQUIREMENTS + 1)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the selector has 65 conditions, more than 64"
+        );
+    }
+
+    #[test]
+    fn a_list_of_thousands_is_searched_and_not_walked() {
+        let list: Vec<_> = (0..2900).map(|i| format!("v{i}")).collect();
+        let selector = Selector::parse(&format!("app in ({})", list.join(","))).unwrap();
+        for i in 0..2900 {
+            let value = format!("v{i}");
+            assert!(selector.matches(|_| Some(&value)), "{value}");
+        }
+        assert!(!selector.matches(|_| Some("w")));
+        assert!(!selector.matches(|_| None));
     }
 
     proptest::proptest! {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ebpf_scaler_common::Counters;
 
 use crate::metric::Distribution;
+use crate::packed::{DISTRIBUTIONS, Growth, Packed};
 use crate::quantile::{Merged, Sparse};
 use crate::totals::{Amounts, Total, Totals};
 
@@ -40,9 +41,6 @@ pub struct Preemptor {
 /// At most this many of a pod's preemptors are kept.
 pub const MAX_PREEMPTORS: usize = 3;
 
-/// How many distributions a sample has.
-const DISTRIBUTIONS: usize = 3;
-
 /// How long each resolution is kept, and how coarse it is: microseconds.
 const TIERS: [(u64, u64); 3] = [
     // Agents read every 250 ms; a little less, so that jitter never merges two regular readings.
@@ -52,23 +50,26 @@ const TIERS: [(u64, u64); 3] = [
     (306_000_000, 5_000_000),
 ];
 
-/// One reading: the totals at `at`, reached by what happened after `since`.
+/// One reading: what had been added by `at`, by what happened after `since`.
 #[derive(Clone, Debug)]
 struct Point {
     at: u64,
     since: u64,
-    totals: Totals,
-    added: [Sparse; DISTRIBUTIONS],
+    added: Packed,
 }
 
 impl Point {
     /// Takes in the point that follows; what happened in both is then known less finely.
-    fn absorb(&mut self, next: Self) {
+    fn absorb(&mut self, next: &Self) {
+        let mut growth = self.added.growth();
+        growth.add(&next.added.growth());
         self.at = next.at;
-        self.totals = next.totals;
-        for (mine, more) in self.added.iter_mut().zip(&next.added) {
-            mine.add(more);
-        }
+        self.added = Packed::new(&growth);
+    }
+
+    /// Roughly the bytes it takes, the allocator's own included.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.added.size() + size_of::<usize>()
     }
 }
 
@@ -126,6 +127,8 @@ pub struct Series {
     in_flight: u64,
     last_at: u64,
     last: Totals,
+    /// Bytes of the points.
+    points_size: usize,
 }
 
 impl Series {
@@ -164,6 +167,7 @@ impl Series {
             in_flight: 0,
             last_at: seen_from,
             last: Totals::default(),
+            points_size: 0,
         }
     }
 
@@ -205,6 +209,10 @@ impl Series {
         for (latest, now) in self.latest.iter_mut().zip(now) {
             latest.raise(now);
         }
+        let growth = Growth {
+            totals: totals.minus(&self.last),
+            added,
+        };
         let since = since.clamp(self.last_at, at);
         self.in_flight = sample.counters.requests_in_flight;
         self.last_at = at;
@@ -212,8 +220,7 @@ impl Series {
         self.keep(Point {
             at,
             since,
-            totals,
-            added,
+            added: Packed::new(&growth),
         });
     }
 
@@ -222,17 +229,13 @@ impl Series {
         self.base = self.last;
         self.seen_from = self.last_at;
         self.tiers = Default::default();
+        self.points_size = 0;
     }
 
     /// Roughly how many bytes it holds.
     pub fn size(&self) -> usize {
         let pairs = |s: &Sparse| size_of_val(s.pairs());
-        size_of::<Self>()
-            + self.latest.iter().map(pairs).sum::<usize>()
-            + self
-                .points()
-                .map(|p| size_of::<Point>() + p.added.iter().map(pairs).sum::<usize>())
-                .sum::<usize>()
+        size_of::<Self>() + self.latest.iter().map(pairs).sum::<usize>() + self.points_size
     }
 
     /// Requests in flight integrated up to `at`, the last reported number holding since then.
@@ -249,52 +252,59 @@ impl Series {
         for ((keep, cell), tier) in TIERS.into_iter().zip(&mut self.tiers) {
             for point in moving.drain(..) {
                 match tier.back_mut() {
-                    Some(back) if back.at / cell == point.at / cell => back.absorb(point),
-                    _ => tier.push_back(point),
+                    Some(back) if back.at / cell == point.at / cell => {
+                        self.points_size -= back.size();
+                        back.absorb(&point);
+                        self.points_size += back.size();
+                    }
+                    _ => {
+                        self.points_size += point.size();
+                        tier.push_back(point);
+                    }
                 }
             }
             while let Some(old) = tier.pop_front_if(|p| p.at.saturating_add(keep) < now) {
+                self.points_size -= old.size();
                 moving.push_back(old);
             }
         }
-        if let Some(gone) = moving.pop_back() {
-            self.base = gone.totals;
+        for gone in moving {
+            self.base = self.base.plus(&gone.added.totals());
             self.seen_from = self.seen_from.max(gone.at);
         }
     }
 
-    /// Oldest first.
+    /// Newest first: short windows touch few points.
     fn points(&self) -> impl Iterator<Item = &Point> {
-        self.tiers.iter().rev().flatten()
+        self.tiers.iter().flat_map(|tier| tier.iter().rev())
     }
 
     /// What was added by a time since the oldest reading that is kept, linear inside the span in which a
     /// reading's events happened.
     fn amounts_at(&self, at: u64) -> Amounts {
-        let mut before = (self.base, self.seen_from);
-        for tier in self.tiers.iter().rev() {
-            if tier.back().is_none_or(|p| p.at <= at) {
-                before = tier.back().map_or(before, |p| (p.totals, p.at));
-                continue;
+        // Back from now to the first reading after the time; `totals` are those before it.
+        let (mut totals, mut before_at) = (self.last, self.seen_from);
+        let mut next = None;
+        for point in self.points() {
+            if point.at <= at {
+                before_at = point.at;
+                break;
             }
-            let i = tier.partition_point(|p| p.at <= at);
-            if let Some(p) = i.checked_sub(1).and_then(|i| tier.get(i)) {
-                before = (p.totals, p.at);
-            }
-            let Some(next) = tier.get(i) else { break };
-            let share = |from: u64| {
-                at.saturating_sub(from) as f64 / next.at.saturating_sub(from).max(1) as f64
-            };
-            let (from, to) = (before.0.since(&self.base), next.totals.since(&self.base));
-            let mut amounts = from.toward(&to, share(next.since));
-            // In flight is a level, not events: it grows all the time between two readings.
-            let level = from.toward(&to, share(before.1));
-            amounts.set(Total::InFlightMicros, level.get(Total::InFlightMicros));
-            return amounts;
+            next = Some((point, totals));
+            totals = totals.minus(&point.added.totals());
         }
-        let mut totals = before.0;
-        totals.set(Total::InFlightMicros, self.in_flight_until(at));
-        totals.since(&self.base)
+        let Some((next, after)) = next else {
+            totals.set(Total::InFlightMicros, self.in_flight_until(at));
+            return totals.since(&self.base);
+        };
+        let share =
+            |from: u64| at.saturating_sub(from) as f64 / next.at.saturating_sub(from).max(1) as f64;
+        let (from, to) = (totals.since(&self.base), after.since(&self.base));
+        let mut amounts = from.toward(&to, share(next.since));
+        // In flight is a level, not events: it grows all the time between two readings.
+        let level = from.toward(&to, share(before_at));
+        amounts.set(Total::InFlightMicros, level.get(Total::InFlightMicros));
+        amounts
     }
 
     /// What was added in `(end - window, end]`, as far as that has been seen; nothing before `not_before`.
@@ -319,8 +329,7 @@ impl Series {
             Distribution::RunQueueLatency => 1,
             Distribution::TcpRtt => 2,
         };
-        // Newest first: short windows touch few points.
-        for point in self.tiers.iter().flat_map(|t| t.iter().rev()) {
+        for point in self.points() {
             if point.at <= start {
                 break;
             }
@@ -328,7 +337,8 @@ impl Series {
                 continue;
             }
             let (from, to) = (point.since.max(start), point.at.min(end));
-            into.add_share(&point.added[which], to - from, point.at - point.since);
+            let counts = point.added.distribution(which);
+            into.add_share(counts, to - from, point.at - point.since);
         }
     }
 

@@ -54,7 +54,8 @@ pub enum Total {
     WaitIdleNanos,
 }
 
-const COUNT: usize = Total::WaitIdleNanos as usize + 1;
+/// How many there are; a mask of them fits 64 bits.
+pub(crate) const COUNT: usize = Total::WaitIdleNanos as usize + 1;
 
 /// The kept counters at one time, or what was added between two times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,6 +114,26 @@ impl Totals {
     /// The larger of each: the next state of counters, which a glitch can not lower.
     pub fn max(&self, other: &Self) -> Self {
         self.combine(other, u64::max)
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        self.combine(other, u64::saturating_add)
+    }
+
+    /// What remains without `other`; never negative.
+    pub fn minus(&self, other: &Self) -> Self {
+        self.combine(other, u64::saturating_sub)
+    }
+
+    /// All of them, in the order of [`Total`].
+    pub(crate) const fn values(&self) -> &[u64; COUNT] {
+        &self.0
+    }
+
+    /// From all of them, in the order of [`Total`].
+    pub(crate) const fn from_values(values: [u64; COUNT]) -> Self {
+        Self(values)
     }
 
     fn combine(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {

@@ -75,4 +75,39 @@ pub struct Args {
         value_parser = humantime::parse_duration
     )]
     pub demand_hold: Duration,
+    /// How often the token of an open stream is reviewed again, so that a revoked one ends it
+    #[arg(
+        long,
+        env = "EBPF_SCALER_TOKEN_REVIEW_PERIOD",
+        default_value = "5m",
+        value_parser = humantime::parse_duration
+    )]
+    pub token_review_period: Duration,
+    /// TLS connections to each port at once; one address may have half of them
+    #[arg(long, env = "EBPF_SCALER_MAX_CONNECTIONS", default_value_t = 12_000)]
+    pub max_connections: usize,
+    /// How long a TLS handshake may take
+    #[arg(
+        long,
+        env = "EBPF_SCALER_HANDSHAKE_TIMEOUT",
+        default_value = "10s",
+        value_parser = humantime::parse_duration
+    )]
+    pub handshake_timeout: Duration,
+    /// How long a new connection may take to its first request, and any request's head to arrive
+    #[arg(
+        long,
+        env = "EBPF_SCALER_HEADER_TIMEOUT",
+        default_value = "15s",
+        value_parser = humantime::parse_duration
+    )]
+    pub header_timeout: Duration,
+    /// How long a connection may go without a request; kube-apiserver closes its own after 90s
+    #[arg(
+        long,
+        env = "EBPF_SCALER_IDLE_TIMEOUT",
+        default_value = "2m",
+        value_parser = humantime::parse_duration
+    )]
+    pub idle_timeout: Duration,
 }

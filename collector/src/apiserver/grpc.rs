@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use ebpf_scaler_proto as proto;
@@ -15,10 +16,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::hub::Hub;
 use super::identity::User;
+use super::sessions::{Credential, Sessions};
 use super::{report, subscribe};
 
 /// A snapshot of a full node is some hundreds of kilobytes.
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
+/// An agent that connects again may find its old stream not yet ended; more of a node is a mistake.
+const STREAMS_OF_A_NODE: usize = 2;
+/// Operators' replicas and dashboards of one user.
+const STREAMS_OF_A_USER: usize = 8;
 /// Where a bound token's node stands in its user's extra, since Kubernetes 1.30.
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
@@ -28,15 +34,27 @@ pub struct Service {
     hub: Arc<Hub>,
     /// The user name of the agents' service account.
     agent: Arc<str>,
+    token_review_period: Duration,
+    reports: Sessions,
+    watches: Sessions,
     shutdown: CancellationToken,
 }
 
 impl Service {
     /// Serves agents whose token belongs to the service account `agent` of `namespace`.
-    pub fn new(hub: Arc<Hub>, namespace: &str, agent: &str, shutdown: CancellationToken) -> Self {
+    pub fn new(
+        hub: Arc<Hub>,
+        namespace: &str,
+        agent: &str,
+        token_review_period: Duration,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
             hub,
             agent: format!("system:serviceaccount:{namespace}:{agent}").into(),
+            token_review_period,
+            reports: Sessions::default(),
+            watches: Sessions::default(),
             shutdown,
         }
     }
@@ -49,7 +67,7 @@ impl Service {
         Routes::new(server).into_axum_router()
     }
 
-    async fn user(&self, metadata: &MetadataMap) -> Result<User, Status> {
+    async fn credential(&self, metadata: &MetadataMap) -> Result<Credential, Status> {
         let denied = |reason, message: &str| {
             self.hub.metrics.deny(reason);
             Status::unauthenticated(message)
@@ -60,8 +78,9 @@ impl Service {
         else {
             return Err(denied("no_identity", "a bearer token is needed"));
         };
-        match self.hub.reviews.token(token.trim(), TOKEN_AUDIENCE).await {
-            Ok(Some(user)) => Ok(user),
+        let token = token.trim();
+        match self.hub.reviews.token(token, TOKEN_AUDIENCE).await {
+            Ok(Some(user)) => Ok(Credential::new(token, user, self.token_review_period)),
             Ok(None) => {
                 let message = format!("the token is not valid for audience {TOKEN_AUDIENCE}");
                 Err(denied("bad_token", &message))
@@ -74,8 +93,7 @@ impl Service {
     }
 
     /// The node that an agent's token is bound to.
-    async fn agent_node(&self, metadata: &MetadataMap) -> Result<Arc<str>, Status> {
-        let user = self.user(metadata).await?;
+    fn agent_node(&self, user: &User) -> Result<Arc<str>, Status> {
         if *user.name != *self.agent {
             self.hub.metrics.deny("not_an_agent");
             return Err(Status::permission_denied(format!(
@@ -105,9 +123,18 @@ impl Collector for Service {
         &self,
         request: Request<Streaming<proto::ReportRequest>>,
     ) -> Result<Response<Self::ReportStream>, Status> {
-        let node = self.agent_node(request.metadata()).await?;
+        let credential = self.credential(request.metadata()).await?;
+        let node = self.agent_node(&credential.user)?;
+        let session = self.reports.newest(&node, STREAMS_OF_A_NODE);
+        let opened = (credential, session);
         let inbound = request.into_inner();
-        let wants = report::run(self.hub.clone(), node, inbound, self.shutdown.clone());
+        let wants = report::run(
+            self.hub.clone(),
+            node,
+            opened,
+            inbound,
+            self.shutdown.clone(),
+        );
         Ok(Response::new(Box::pin(wants)))
     }
 
@@ -115,9 +142,16 @@ impl Collector for Service {
         &self,
         request: Request<Streaming<proto::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let user = self.user(request.metadata()).await?;
+        let credential = self.credential(request.metadata()).await?;
+        let name = &credential.user.name;
+        let Some(session) = self.watches.another(name, STREAMS_OF_A_USER) else {
+            self.hub.metrics.deny("too_many_streams");
+            let message = format!("{name} has {STREAMS_OF_A_USER} streams already");
+            return Err(Status::resource_exhausted(message));
+        };
+        let opened = (credential, session);
         let inbound = request.into_inner();
-        let answers = subscribe::run(self.hub.clone(), user, inbound, self.shutdown.clone());
+        let answers = subscribe::run(self.hub.clone(), opened, inbound, self.shutdown.clone());
         Ok(Response::new(Box::pin(answers)))
     }
 }

@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::activity::Closing;
+
 /// How a query ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct QueryLabels {
@@ -74,6 +76,8 @@ pub struct Metrics {
     pub signals_computed: Counter,
     /// Watches of signals that are open
     pub signals_watches: Gauge,
+    /// Connections that we have closed for what the client did not do
+    closed: Family<ReasonLabels, Counter>,
     /// Requests of each workload's pods since this replica knows them
     workload_requests: Family<WorkloadLabels, Counter>,
 }
@@ -97,6 +101,7 @@ impl Metrics {
             connections: Gauge::default(),
             signals_computed: Counter::default(),
             signals_watches: Gauge::default(),
+            closed: Family::default(),
             workload_requests: Family::default(),
         };
         let m = metrics.clone();
@@ -150,6 +155,11 @@ impl Metrics {
             m.signals_watches,
         );
         r.register(
+            "connections_closed",
+            "Connections closed because the client did not go on",
+            m.closed,
+        );
+        r.register(
             "workload_requests",
             "Requests counted for each workload, also by pods that have gone",
             m.workload_requests,
@@ -181,6 +191,12 @@ impl Metrics {
             workload: workload.to_owned(),
         };
         self.workload_requests.get_or_create(&labels).inc_by(count);
+    }
+
+    /// A connection is closed.
+    pub fn close(&self, closing: Closing) {
+        let reason = closing.as_str();
+        self.closed.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Somebody was turned away.

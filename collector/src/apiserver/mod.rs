@@ -1,6 +1,7 @@
 //! `collector apiserver`: takes in the agents' reports, joins them with the pods of the cluster, and serves
 //! external.metrics.k8s.io and the operators' subscriptions. Measures nothing itself.
 
+mod activity;
 mod api;
 mod args;
 mod clock;
@@ -13,14 +14,17 @@ mod grpc;
 mod hub;
 mod identity;
 mod media;
+mod memory;
 mod metrics;
 mod openapi;
 mod options;
+mod pace;
 mod pods;
 mod quantity;
 mod report;
 mod reviews;
 mod serve;
+mod sessions;
 mod signals;
 mod start;
 mod status;

@@ -8,7 +8,7 @@ use ebpf_scaler_common::Counters;
 use ebpf_scaler_measure::narrow::{Key, PartSample};
 use ebpf_scaler_measure::node::{Batch, Hello};
 use ebpf_scaler_measure::quantile::Sparse;
-use ebpf_scaler_measure::series::{Preemptor, Sample};
+use ebpf_scaler_measure::series::{MAX_PREEMPTORS, Preemptor, Sample};
 use ebpf_scaler_proto as proto;
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -19,16 +19,30 @@ use tonic::{Status, Streaming};
 use super::demand::{Demand, from_proto};
 use super::hub::Hub;
 use super::metrics::Counted;
+use super::pace::Pace;
+use super::sessions::{Credential, Session};
 
 /// Agents send each 250 ms; one that is quiet for so long is gone.
 const QUIET: Duration = Duration::from_secs(15);
 /// What is wanted is repeated, for it lapses.
 const REPEAT: Duration = Duration::from_secs(15);
 
+/// What an agent may send: a message costs 1, and each sample in it a hundredth. A full node takes 45 a second; a
+/// minute of its history, when it connects, takes 700.
+const PACE: f64 = 100.0;
+const BURST: f64 = 1000.0;
+/// UIDs have 36 characters, static pods' 32; more than this is not one.
+const MAX_UID: usize = 64;
+/// Container ids have 64 characters.
+const MAX_CONTAINER_ID: usize = 128;
+/// What is kept of an agent's reason why it can not measure something, bytes.
+const MAX_REASON: usize = 512;
+
 /// Serves the stream of `node`'s agent until it ends.
 pub fn run(
     hub: Arc<Hub>,
     node: Arc<str>,
+    (credential, session): (Credential, Session),
     inbound: Streaming<proto::ReportRequest>,
     shutdown: CancellationToken,
 ) -> impl Stream<Item = Result<proto::Want, Status>> + Send {
@@ -38,6 +52,10 @@ pub fn run(
         tracing::info!(%node, "agent connected");
         let ended = tokio::select! {
             ended = converse(&hub, &node, inbound, &wants) => ended,
+            status = credential.ended(&hub) => Err(status),
+            () = session.superseded.cancelled() => {
+                Err(Status::aborted("the node's agent has opened newer streams"))
+            }
             () = shutdown.cancelled() => Err(Status::unavailable("this replica is shutting down")),
         };
         tracing::info!(%node, reason = ?ended.as_ref().err().map(Status::message), "agent disconnected");
@@ -58,14 +76,22 @@ async fn converse(
     let mut wanted = hub.demand.watch();
     let mut repeat = tokio::time::interval(REPEAT);
     let (mut agent_epoch, mut told) = (None, None);
+    let mut pace = Pace::new(PACE, BURST);
     let quiet = tokio::time::sleep(QUIET);
     tokio::pin!(quiet);
     loop {
         tokio::select! {
             message = inbound.message() => {
                 let Some(message) = message? else { return Ok(()) };
-                quiet.as_mut().reset(tokio::time::Instant::now() + QUIET);
+                let samples = message.samples.len() + message.parts.len();
+                let cost = 1.0 + samples as f64 / 100.0;
                 agent_epoch = Some(receive(hub, node, agent_epoch, message)?);
+                let wait = pace.take(cost);
+                if !wait.is_zero() {
+                    hub.metrics.refuse("slowed_down", 1);
+                    tokio::time::sleep(wait).await;
+                }
+                quiet.as_mut().reset(tokio::time::Instant::now() + QUIET);
             }
             _ = wanted.changed() => {
                 let want = Demand::message(&wanted.borrow_and_update(), node);
@@ -125,6 +151,7 @@ fn receive(
     m.refuse("late_batch", received.late.into());
     m.refuse("pod_of_another_node", received.foreign);
     m.refuse("too_many_pods", received.overflow);
+    m.refuse("too_much_history", received.heavy);
     m.refuse("malformed", malformed);
     Ok(epoch)
 }
@@ -134,14 +161,21 @@ fn hello(hello: &proto::Hello) -> Hello {
     Hello {
         agent_epoch: hello.agent_epoch,
         degraded: degraded
-            .filter_map(|d| Some((from_proto(d.family)?, d.reason.clone())))
+            .filter_map(|d| {
+                let reason = d.reason.chars().take(MAX_REASON).collect();
+                Some((from_proto(d.family)?, reason))
+            })
             .collect(),
     }
 }
 
-/// A message as the state takes it, and how many buckets in it do not exist.
-fn batch(message: proto::ReportRequest) -> (Batch, usize) {
-    let mut malformed = 0;
+/// A message as the state takes it, and how many pods and buckets in it can not exist.
+fn batch(mut message: proto::ReportRequest) -> (Batch, usize) {
+    let possible = |uid: &str| !uid.is_empty() && uid.len() <= MAX_UID;
+    let before = message.samples.len() + message.parts.len();
+    message.samples.retain(|s| possible(&s.pod_uid));
+    message.parts.retain(|s| possible(&s.pod_uid));
+    let mut malformed = before - message.samples.len() - message.parts.len();
     let mut histogram = |h: Option<proto::Histogram>| {
         let h = h.unwrap_or_default();
         let (sparse, unknown) = Sparse::from_pairs(h.index.into_iter().zip(h.count));
@@ -155,7 +189,13 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
             request_latency: histogram(s.request_latency),
             runqueue_latency: histogram(s.runqueue_latency),
             tcp_rtt: histogram(s.tcp_rtt),
-            preemptors: s.preemptors.into_iter().map(preemptor).collect(),
+            preemptors: s
+                .preemptors
+                .into_iter()
+                .filter(|p| p.pod_uid.len() <= MAX_UID)
+                .take(MAX_PREEMPTORS)
+                .map(preemptor)
+                .collect(),
         };
         (s.pod_uid.into(), sample)
     };
@@ -190,6 +230,9 @@ fn batch(message: proto::ReportRequest) -> (Batch, usize) {
 /// Which part it is; none if it is none that there can be.
 fn part(part: proto::Part) -> Option<PartSample> {
     let port = u16::try_from(part.port).ok()?;
+    if part.container_id.len() > MAX_CONTAINER_ID {
+        return None;
+    }
     let key = Key {
         container: (!part.container_id.is_empty()).then(|| part.container_id.into()),
         port: (port != 0).then_some(port),

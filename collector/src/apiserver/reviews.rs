@@ -1,10 +1,8 @@
 //! Asking kube-apiserver who a token belongs to and what a user may do, with a short memory for both. Never
 //! decides by itself, but for `system:masters`, who may do everything.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{
@@ -12,14 +10,19 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::{Api, PostParams};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 use super::identity::User;
+use super::memory::Memory;
 
 /// As in k8s.io/apiserver's delegating options.
 const REMEMBER: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Entries kept at most; beyond, the memory is emptied.
-const CAPACITY: usize = 4096;
+/// Reviews of each kind that are on their way at once: who floods us with tokens must not make us flood
+/// kube-apiserver, and tokens of strangers must not hold up the questions about users we know.
+const AT_ONCE: usize = 64;
+/// What is kept of an authorizer's reason, bytes.
+const MAX_REASON: usize = 1024;
 
 /// Why a review could not be had; never a "no".
 #[derive(Clone, Debug, thiserror::Error)]
@@ -75,8 +78,11 @@ pub struct Access {
 /// The reviews of one API server.
 pub struct Reviews {
     client: kube::Client,
-    tokens: Memory<(String, [u8; 32]), Option<User>>,
-    access: Memory<(User, Action), Result<(), String>>,
+    // Keys are digests: no memory holds a token, and a path or name of any length costs 32 bytes.
+    tokens: Memory<Option<User>>,
+    access: Memory<Result<(), String>>,
+    token_permits: Semaphore,
+    access_permits: Semaphore,
 }
 
 impl Reviews {
@@ -84,18 +90,23 @@ impl Reviews {
     pub fn new(client: kube::Client) -> Self {
         Self {
             client,
-            tokens: Memory::default(),
-            access: Memory::default(),
+            tokens: Memory::new(REMEMBER),
+            access: Memory::new(REMEMBER),
+            token_permits: Semaphore::new(AT_ONCE),
+            access_permits: Semaphore::new(AT_ONCE),
         }
     }
 
     /// Whose token it is; `None` if it is nobody's or not meant for `audience` (empty: the API server's own).
     pub async fn token(&self, token: &str, audience: &str) -> Result<Option<User>, Error> {
-        // Only a digest is kept, so that no memory holds a token.
-        let key = (audience.to_owned(), Sha256::digest(token.as_bytes()).into());
-        if let Some(known) = self.tokens.get(&key) {
+        if let Some(known) = self.tokens.get(&token_key(token, audience)) {
             return Ok(known);
         }
+        self.token_now(token, audience).await
+    }
+
+    /// The same, asked anew: for a stream that has been open for long.
+    pub async fn token_now(&self, token: &str, audience: &str) -> Result<Option<User>, Error> {
         let audiences = (!audience.is_empty()).then(|| vec![audience.to_owned()]);
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -104,7 +115,8 @@ impl Reviews {
             },
             ..TokenReview::default()
         };
-        let status = create(&self.client, "TokenReview", &review).await?.status;
+        let reviewed = create(&self.client, &self.token_permits, "TokenReview", &review).await?;
+        let status = reviewed.status;
         let user = status.filter(|s| {
             let meant = s
                 .audiences
@@ -120,7 +132,7 @@ impl Reviews {
                 u.extra.unwrap_or_default(),
             )
         });
-        self.tokens.put(key, user.clone());
+        self.tokens.put(token_key(token, audience), user.clone());
         Ok(user)
     }
 
@@ -129,7 +141,7 @@ impl Reviews {
         if user.groups.iter().any(|g| g == "system:masters") {
             return Ok(Ok(()));
         }
-        let key = (user.clone(), action.clone());
+        let key = access_key(user, action);
         if let Some(known) = self.access.get(&key) {
             return Ok(known);
         }
@@ -137,17 +149,32 @@ impl Reviews {
             spec: spec(user, action),
             ..SubjectAccessReview::default()
         };
-        let status = create(&self.client, "SubjectAccessReview", &review)
-            .await?
-            .status;
-        let verdict = match status {
+        let what = "SubjectAccessReview";
+        let reviewed = create(&self.client, &self.access_permits, what, &review).await?;
+        let verdict = match reviewed.status {
             Some(s) if s.allowed => Ok(()),
-            Some(s) => Err(s.reason.unwrap_or_default()),
+            Some(s) => Err(shortened(s.reason.unwrap_or_default())),
             None => Err(String::new()),
         };
         self.access.put(key, verdict.clone());
         Ok(verdict)
     }
+}
+
+fn token_key(token: &str, audience: &str) -> [u8; 32] {
+    // Neither can contain a line break: a token is a header's value, an audience ours.
+    Sha256::digest(format!("{audience}\n{token}")).into()
+}
+
+fn access_key(user: &User, action: &Action) -> [u8; 32] {
+    // Debug escapes what could make two different questions look alike.
+    Sha256::digest(format!("{user:?} {action:?}")).into()
+}
+
+fn shortened(mut text: String) -> String {
+    let end = (0..=MAX_REASON).rev().find(|i| text.is_char_boundary(*i));
+    text.truncate(end.unwrap_or_default());
+    text
 }
 
 fn spec(user: &User, action: &Action) -> SubjectAccessReviewSpec {
@@ -193,47 +220,29 @@ fn spec(user: &User, action: &Action) -> SubjectAccessReviewSpec {
     spec
 }
 
-async fn create<K>(client: &kube::Client, what: &'static str, review: &K) -> Result<K, Error>
+async fn create<K>(
+    client: &kube::Client,
+    permits: &Semaphore,
+    what: &'static str,
+    review: &K,
+) -> Result<K, Error>
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + serde::Serialize,
     K: std::fmt::Debug,
 {
     let api: Api<K> = Api::all(client.clone());
     let params = PostParams::default();
-    match tokio::time::timeout(TIMEOUT, api.create(&params, review)).await {
+    let ask = async {
+        // It is never closed.
+        let _permit = permits.acquire().await;
+        api.create(&params, review).await
+    };
+    match tokio::time::timeout(TIMEOUT, ask).await {
         Ok(Ok(reviewed)) => Ok(reviewed),
         Ok(Err(error)) => Err(Error::Api {
             what,
             message: error.to_string(),
         }),
         Err(_) => Err(Error::Timeout(what)),
-    }
-}
-
-/// A bounded memory that forgets after [`REMEMBER`].
-struct Memory<K, V>(Mutex<HashMap<K, (Instant, V)>>);
-
-impl<K, V> Default for Memory<K, V> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<K: Hash + Eq, V: Clone> Memory<K, V> {
-    fn get(&self, key: &K) -> Option<V> {
-        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, value) = map.get(key)?;
-        (since.elapsed() < REMEMBER).then(|| value.clone())
-    }
-
-    fn put(&self, key: K, value: V) {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if map.len() >= CAPACITY {
-            map.retain(|_, (since, _)| since.elapsed() < REMEMBER);
-            if map.len() >= CAPACITY {
-                map.clear();
-            }
-        }
-        map.insert(key, (Instant::now(), value));
     }
 }

@@ -63,7 +63,25 @@ pub async fn start(
         shutdown_delay,
         custom_metrics,
         demand_hold,
+        token_review_period,
+        max_connections,
+        handshake_timeout,
+        header_timeout,
+        idle_timeout,
     } = args;
+    let limits = serve::Limits {
+        connections: max_connections,
+        handshake: handshake_timeout,
+        headers: header_timeout,
+        idle: idle_timeout,
+        // A selector of 16 KiB, each byte escaped, and as much again.
+        head: 64 * 1024,
+        streams: 256,
+        // Nothing here has a body that is read.
+        window: 64 * 1024,
+        // As many as kube-apiserver itself allows by default.
+        in_flight: 400,
+    };
     let api = bind(address, "--address").await?;
     let report = bind(report_address, "--report-address").await?;
     let (api_address, report_address) = (api.local_addr()?, report.local_addr()?);
@@ -128,14 +146,31 @@ pub async fn start(
     let api_router = api::router(hub.clone(), readiness.clone(), custom_metrics);
     let (m, s) = (metrics.clone(), stop.clone());
     servers.spawn(async move {
-        serve::serve(api, api_tls, api_router, m, s).await;
+        serve::serve(api, api_tls, api_router, limits, m, s).await;
         Ok(())
     });
     let report_tls = server_config(serving, false, &["h2"])?;
-    let service = grpc::Service::new(hub, &namespace, &agent_service_account, stop.clone());
+    let service = grpc::Service::new(
+        hub,
+        &namespace,
+        &agent_service_account,
+        token_review_period,
+        stop.clone(),
+    );
+    let limits = serve::Limits {
+        // A token, and little else.
+        head: 16 * 1024,
+        // An agent needs one, an operator too.
+        streams: 16,
+        // A full node's snapshot takes two or three rounds.
+        window: 256 * 1024,
+        // After a restart all agents come at once.
+        in_flight: max_connections / 2,
+        ..limits
+    };
     let s = stop.clone();
     servers.spawn(async move {
-        serve::serve(report, report_tls, service.router(), metrics, s).await;
+        serve::serve(report, report_tls, service.router(), limits, metrics, s).await;
         Ok(())
     });
     let ready = readiness.clone();

@@ -17,6 +17,7 @@ use super::hub::Hub;
 use super::identity::User;
 use super::metrics::Counted;
 use super::reviews::Action;
+use super::sessions::{Credential, Session};
 use super::status::Failure;
 
 /// Answers are looked at this often even if no report comes: silence changes them too.
@@ -30,6 +31,11 @@ const PAUSE: Duration = Duration::from_millis(25);
 const REPEAT: Duration = Duration::from_millis(950);
 /// What one client may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 20_000;
+/// Bytes of the names and selectors in them.
+const MAX_SUBSCRIBED: usize = 16 << 20;
+/// Subscriptions that its user may not have, before the stream ends: anybody can get a token of our audience, and
+/// should not keep us busy with refusals.
+const MAX_FORBIDDEN: usize = 100;
 /// Answers in one message.
 const CHUNK: usize = 500;
 
@@ -38,19 +44,23 @@ type Outbound = mpsc::Sender<Result<proto::WatchResponse, Status>>;
 /// Serves the stream of `user` until it ends.
 pub fn run(
     hub: Arc<Hub>,
-    user: User,
+    (credential, session): (Credential, Session),
     inbound: Streaming<proto::WatchRequest>,
     shutdown: CancellationToken,
 ) -> impl Stream<Item = Result<proto::WatchResponse, Status>> + Send {
     let (answers, outbound) = mpsc::channel(8);
     tokio::spawn(async move {
         let mut client = Client {
-            hub,
-            user,
+            hub: hub.clone(),
+            user: credential.user.clone(),
             subscriptions: BTreeMap::new(),
+            bytes: 0,
+            forbidden: 0,
         };
         let ended = tokio::select! {
             ended = client.converse(inbound, &answers) => ended,
+            status = credential.ended(&hub) => Err(status),
+            () = session.superseded.cancelled() => Ok(()),
             () = shutdown.cancelled() => Err(Status::unavailable("this replica is shutting down")),
         };
         if let Err(status) = ended {
@@ -65,11 +75,16 @@ struct Client {
     hub: Arc<Hub>,
     user: User,
     subscriptions: BTreeMap<String, Subscription>,
+    /// Of all subscriptions.
+    bytes: usize,
+    /// Subscriptions that were refused for who asked.
+    forbidden: usize,
 }
 
 struct Subscription {
     asked: Result<Asked, Failure>,
     sent: Option<(Instant, proto::Answer)>,
+    bytes: usize,
     _counted: Counted,
 }
 
@@ -118,21 +133,47 @@ impl Client {
 
     async fn change(&mut self, message: proto::WatchRequest) -> Result<(), Status> {
         for id in message.unsubscribe {
-            self.subscriptions.remove(&id);
+            self.remove(&id);
         }
         for wanted in message.subscribe {
-            if self.subscriptions.len() >= MAX_SUBSCRIPTIONS {
-                let message = format!("more than {MAX_SUBSCRIPTIONS} subscriptions");
+            self.remove(&wanted.id);
+            let bytes = [
+                &wanted.id,
+                &wanted.namespace,
+                &wanted.metric,
+                &wanted.selector,
+            ];
+            let bytes = bytes.iter().map(|text| text.len()).sum();
+            self.bytes += bytes;
+            if self.subscriptions.len() >= MAX_SUBSCRIPTIONS || self.bytes > MAX_SUBSCRIBED {
+                let message = format!(
+                    "more than {MAX_SUBSCRIPTIONS} subscriptions, or {MAX_SUBSCRIBED} bytes of them"
+                );
                 return Err(Status::resource_exhausted(message));
             }
+            let asked = self.understand(&wanted).await;
+            if asked.as_ref().is_err_and(|failure| failure.code == 403) {
+                self.forbidden += 1;
+                if self.forbidden > MAX_FORBIDDEN {
+                    let message = format!("{} may not have what it subscribes to", self.user.name);
+                    return Err(Status::permission_denied(message));
+                }
+            }
             let subscription = Subscription {
-                asked: self.understand(&wanted).await,
+                asked,
                 sent: None,
+                bytes,
                 _counted: Counted::new(&self.hub.metrics.subscriptions),
             };
             self.subscriptions.insert(wanted.id, subscription);
         }
         Ok(())
+    }
+
+    fn remove(&mut self, id: &str) {
+        if let Some(removed) = self.subscriptions.remove(id) {
+            self.bytes -= removed.bytes;
+        }
     }
 
     async fn understand(&self, wanted: &proto::Subscription) -> Result<Asked, Failure> {

@@ -5,6 +5,7 @@ mod accuracy;
 mod actors;
 mod agent;
 mod agent_process;
+mod apiserver;
 mod docs;
 mod generators;
 mod grpc;
@@ -34,6 +35,8 @@ enum Bench {
     Overhead(overhead::Options),
     /// Memory and CPU of the agent with 250 pods
     Agent(agent::Options),
+    /// One replica of the API server role with up to 100,000 pods
+    Apiserver(apiserver::Options),
     /// Accuracy and overhead, written to docs/benchmarks.md
     Docs(docs::Options),
     /// A process of a pod
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Accuracy(options) => accuracy::run(&options),
         Bench::Overhead(options) => overhead::run(&options),
         Bench::Agent(options) => agent::run(&options),
+        Bench::Apiserver(options) => apiserver::run(&options),
         Bench::Docs(options) => docs::run(&options),
         Bench::Actor(actor) => actors::run(actor),
     }

@@ -23,6 +23,8 @@ enum What {
     Overhead(host::Options),
     /// Memory and CPU of the agent alone
     Agent(host::Options),
+    /// CPU, memory and answers of one API server replica with up to 100,000 pods; neither root nor a cluster
+    Apiserver(host::Options),
     /// Accuracy and overhead, written to docs/benchmarks.md
     Docs(host::Options),
 }
@@ -46,6 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Accuracy(options) => host::run(&mut steps, "accuracy", &options),
         What::Overhead(options) => host::run(&mut steps, "overhead", &options),
         What::Agent(options) => host::run(&mut steps, "agent", &options),
+        What::Apiserver(options) => host::run_without_kernel(&mut steps, "apiserver", &options),
         What::Docs(options) => host::run(&mut steps, "docs", &options),
     }
 }

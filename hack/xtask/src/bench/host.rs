@@ -31,6 +31,11 @@ impl Options {
     }
 }
 
+/// The same for a bench that loads no programs: nothing to install, and nobody has to be root.
+pub fn run_without_kernel(steps: &mut Steps, what: &str, options: &Options) -> anyhow::Result<()> {
+    go_on(steps, what, options, &PACKAGES[..2])
+}
+
 /// Installs the peers, builds, and goes on as the bench.
 pub fn run(steps: &mut Steps, what: &str, options: &Options) -> anyhow::Result<()> {
     let root = generate::root();
@@ -48,8 +53,22 @@ pub fn run(steps: &mut Steps, what: &str, options: &Options) -> anyhow::Result<(
             steps.run(name, Command::new("bash").arg(script).args(args))?;
         }
     }
+    go_on(steps, what, options, &PACKAGES)
+}
+
+fn go_on(
+    steps: &mut Steps,
+    what: &str,
+    options: &Options,
+    packages: &[&str],
+) -> anyhow::Result<()> {
+    let root = generate::root();
     let mut build = cargo(&["build", "--bins"]);
-    build.args(PACKAGES.map(|package| format!("--package={package}")));
+    build.args(
+        packages
+            .iter()
+            .map(|package| format!("--package={package}")),
+    );
     let profile = if options.has("--quick") || options.has("--help") {
         "debug"
     } else {
