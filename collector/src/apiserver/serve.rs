@@ -29,6 +29,8 @@ use super::status::Failure;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long requests and streams may take to end after the order to stop, or once a connection is to close.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Fields of a request on HTTP/1; each name and value costs memory of its own.
+const MAX_HEADERS: usize = 100;
 /// Streams that a client may open and reset before we have looked at them; more is an attack (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 20;
 
@@ -175,6 +177,7 @@ impl Port {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.headers)
+            .max_headers(MAX_HEADERS)
             .max_buf_size(self.limits.head as usize);
         builder
             .http2()

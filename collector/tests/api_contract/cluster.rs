@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
@@ -25,6 +26,15 @@ struct Inner {
     denied: Mutex<Vec<String>>,
     confined: Mutex<HashMap<String, String>>,
     reviews: Mutex<Vec<Value>>,
+    pending: Mutex<Pending>,
+}
+
+/// Reviews that are on their way.
+#[derive(Default)]
+struct Pending {
+    takes: Duration,
+    now: usize,
+    most: usize,
 }
 
 impl Cluster {
@@ -37,6 +47,7 @@ impl Cluster {
             denied: Mutex::default(),
             confined: Mutex::default(),
             reviews: Mutex::default(),
+            pending: Mutex::default(),
         }))
     }
 
@@ -101,6 +112,32 @@ impl Cluster {
             .lock()
             .unwrap()
             .insert(token.to_owned(), (audiences, user));
+    }
+
+    /// From now on the token is nobody's.
+    pub fn revoke(&self, token: &str) {
+        self.0.tokens.lock().unwrap().remove(token);
+    }
+
+    /// From now on each review takes so long.
+    pub fn slow_reviews(&self, takes: Duration) {
+        self.0.pending.lock().unwrap().takes = takes;
+    }
+
+    /// How many reviews were on their way at once, at most.
+    pub fn reviews_at_once(&self) -> usize {
+        self.0.pending.lock().unwrap().most
+    }
+
+    async fn review(&self) {
+        let takes = {
+            let mut pending = self.0.pending.lock().unwrap();
+            pending.now += 1;
+            pending.most = pending.most.max(pending.now);
+            pending.takes
+        };
+        tokio::time::sleep(takes).await;
+        self.0.pending.lock().unwrap().now -= 1;
     }
 
     pub fn agent_token(&self, token: &str, node: &str) {
@@ -214,6 +251,7 @@ async fn token_review(
     State(cluster): State<Cluster>,
     Json(mut review): Json<Value>,
 ) -> Json<Value> {
+    cluster.review().await;
     let token = review["spec"]["token"]
         .as_str()
         .unwrap_or_default()
@@ -237,6 +275,7 @@ async fn access_review(
     State(cluster): State<Cluster>,
     Json(mut review): Json<Value>,
 ) -> Json<Value> {
+    cluster.review().await;
     let user = review["spec"]["user"].as_str().unwrap_or_default();
     let denied = cluster.0.denied.lock().unwrap().iter().any(|d| d == user);
     let confined = cluster.0.confined.lock().unwrap().get(user).cloned();

@@ -249,3 +249,120 @@ async fn only_agents_report_and_only_for_their_own_node() {
         .unwrap();
     assert!(rude.wants.message().await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn a_token_that_has_ended_ends_what_was_opened_with_it() {
+    let world = World::with(|_| {}, &["--token-review-period=200ms"]).await;
+    let mut agent = world.agent("n1").await;
+    let mut other = world.agent("n2").await;
+    assert!(agent.wants.message().await.unwrap().is_some());
+    world.cluster.revoke("agent-of-n1");
+    let ended = loop {
+        match agent.wants.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Unauthenticated);
+    // And it opens nothing else; who has a good one notices nothing.
+    let again = Agent::connect(&world, "agent-of-n1", "n1", 1).await;
+    assert_eq!(again.err().unwrap().code(), Code::Unauthenticated);
+    other.report(&[]).await;
+    assert!(other.wants.message().await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_revoked_token_of_a_user_is_refused_once_the_memory_of_it_has_faded() {
+    let world = World::new().await;
+    let ann = json!({"username": "ann", "groups": ["devs"]});
+    world.cluster.token("mine", &[], ann);
+    let token = Identity::token("mine");
+    assert_eq!(code(&world, &token).await, UNDERSTOOD);
+    world.cluster.revoke("mine");
+    // As in k8s.io/apiserver, for 10 s what was said holds.
+    assert_eq!(code(&world, &token).await, UNDERSTOOD);
+    eventually_within(Duration::from_secs(20), "refused", || async {
+        code(&world, &token).await == 401
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_has_two_streams_and_a_user_eight() {
+    let world = World::new().await;
+    let mut first = world.agent("n1").await;
+    let second = world.agent("n1").await;
+    let third = world.agent("n1").await;
+    let ended = loop {
+        match first.wants.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Aborted);
+    assert!(!second.sender.is_closed() && !third.sender.is_closed());
+
+    let audience = ["ebpf-scaler-collector"];
+    world
+        .cluster
+        .token("eve", &audience, json!({"username": "eve"}));
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(watch(&world, "eve").await.unwrap());
+    }
+    let refused = watch(&world, "eve").await.err().unwrap();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    held.pop();
+    eventually("a place again", || async {
+        watch(&world, "eve").await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_may_nothing_is_not_refused_for_ever() {
+    let world = World::new().await;
+    let audience = ["ebpf-scaler-collector"];
+    world
+        .cluster
+        .token("eve", &audience, json!({"username": "eve"}));
+    world.cluster.deny("eve");
+    let (sender, mut answers) = watch(&world, "eve").await.unwrap();
+    let subscribe = (0..200).map(|n| proto::Subscription {
+        id: n.to_string(),
+        namespace: format!("ns-{n}"),
+        metric: "requests_per_second".into(),
+        ..proto::Subscription::default()
+    });
+    let request = proto::WatchRequest {
+        subscribe: subscribe.collect(),
+        ..proto::WatchRequest::default()
+    };
+    sender.send(request).await.unwrap();
+    let ended = loop {
+        match answers.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::PermissionDenied);
+    assert_eq!(world.cluster.access_reviews().len(), 101);
+}
+
+type Watching = (
+    tokio::sync::mpsc::Sender<proto::WatchRequest>,
+    tonic::Streaming<proto::WatchResponse>,
+);
+
+async fn watch(world: &World, token: &str) -> Result<Watching, tonic::Status> {
+    let (sender, outbound) = tokio::sync::mpsc::channel(4);
+    let outbound = tokio_stream::wrappers::ReceiverStream::new(outbound);
+    let mut request = tonic::Request::new(outbound);
+    let bearer = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", bearer);
+    let answers = world.grpc().await.watch(request).await?.into_inner();
+    Ok((sender, answers))
+}

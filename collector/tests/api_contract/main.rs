@@ -7,6 +7,7 @@
     reason = "a test's helper that can not go on has failed the test"
 )]
 
+mod attacks;
 mod cluster;
 mod custom;
 mod discovery;
@@ -14,6 +15,7 @@ mod identities;
 mod narrow;
 mod pki;
 mod queries;
+mod raw;
 mod signals;
 mod streams;
 mod world;

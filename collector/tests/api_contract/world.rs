@@ -397,8 +397,18 @@ pub fn sample(pod: &str, requests: u64) -> proto::PodSample {
 }
 
 /// Waits until something holds, at most five seconds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    for _ in 0..200 {
+pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl FnMut() -> F) {
+    eventually_within(Duration::from_secs(5), what, holds).await;
+}
+
+/// Waits until something holds.
+pub async fn eventually_within<F: Future<Output = bool>>(
+    limit: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> F,
+) {
+    let began = std::time::Instant::now();
+    while began.elapsed() < limit {
         if holds().await {
             return;
         }
