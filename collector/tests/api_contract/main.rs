@@ -16,6 +16,7 @@ mod narrow;
 mod pki;
 mod queries;
 mod raw;
+mod rotation;
 mod signals;
 mod streams;
 mod world;

@@ -23,13 +23,13 @@ pub const ENHANCE_YOUR_CALM: u32 = 11;
 const NAME: &str = "ebpf-scaler-apiserver.ebpf-scaler.svc";
 
 pub fn config(
-    world: &World,
+    roots_pem: &str,
     versions: &[&'static SupportedProtocolVersion],
     protocol: &str,
     certificate: Option<&Leaf>,
 ) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    for ca in CertificateDer::pem_slice_iter(world.serving_ca.pem.as_bytes()) {
+    for ca in CertificateDer::pem_slice_iter(roots_pem.as_bytes()) {
         roots.add(ca.unwrap()).unwrap();
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -58,7 +58,8 @@ pub async fn connect(
     protocol: &str,
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(port).await?;
-    let connector = tokio_rustls::TlsConnector::from(config(world, versions, protocol, None));
+    let connector =
+        tokio_rustls::TlsConnector::from(config(&world.serving_ca.pem, versions, protocol, None));
     let name = ServerName::try_from(NAME).unwrap();
     connector.connect(name, stream).await
 }
@@ -80,28 +81,48 @@ pub async fn get_from(address: &str, world: &World, path: &str) -> u16 {
     let stream = socket.connect(world.running.api).await.unwrap();
     let proxy = world.proxy("hpa");
     let versions = [&rustls::version::TLS13];
-    let config = config(world, &versions, "h2", proxy.certificate.as_ref());
-    let name = ServerName::try_from(NAME).unwrap();
-    let stream = tokio_rustls::TlsConnector::from(config)
-        .connect(name, stream)
-        .await
-        .unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
+    let config = config(
+        &world.serving_ca.pem,
+        &versions,
+        "h2",
+        proxy.certificate.as_ref(),
+    );
+    let mut sender = sender(stream, config).await.unwrap();
+    get(&mut sender, &proxy.headers, path).await.unwrap()
+}
+
+/// Requests over one connection.
+pub type Sender = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// HTTP/2 over a connection.
+pub async fn sender(stream: TcpStream, config: Arc<ClientConfig>) -> Result<Sender, Error> {
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let stream = connector
+        .connect(ServerName::try_from(NAME)?, stream)
+        .await?;
+    let io = TokioIo::new(stream);
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
     tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// The status of an answer that has come whole.
+pub async fn get(
+    sender: &mut Sender,
+    headers: &[(&'static str, String)],
+    path: &str,
+) -> Result<u16, Error> {
     let mut request = Request::builder().uri(format!("https://localhost{path}"));
-    for (name, value) in &proxy.headers {
+    for (name, value) in headers {
         request = request.header(*name, value);
     }
-    let request = request.body(Full::<Bytes>::default()).unwrap();
-    sender
-        .send_request(request)
-        .await
-        .unwrap()
-        .status()
-        .as_u16()
+    let request = request.body(Full::<Bytes>::default())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status().as_u16();
+    response.into_body().collect().await?;
+    Ok(status)
 }
 
 /// Whether the other side has closed; reads nothing.

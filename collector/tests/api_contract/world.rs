@@ -267,14 +267,18 @@ pub fn serve_with(cluster: &Cluster, ca: &Ca) {
 }
 
 pub fn trust(cluster: &Cluster, proxy_ca: &Ca, client_ca: &Ca) {
+    trust_bundles(cluster, &proxy_ca.pem, &client_ca.pem);
+}
+
+pub fn trust_bundles(cluster: &Cluster, proxy: &str, client: &str) {
     cluster.apply(
         "ConfigMap",
         json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
             "data": {
-                "client-ca-file": client_ca.pem,
-                "requestheader-client-ca-file": proxy_ca.pem,
+                "client-ca-file": client,
+                "requestheader-client-ca-file": proxy,
                 "requestheader-username-headers": "[\"X-Remote-User\"]",
                 "requestheader-group-headers": "[\"X-Remote-Group\"]",
                 "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
