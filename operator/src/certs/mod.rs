@@ -92,9 +92,12 @@ impl Certs {
     ) -> Result<State, Error> {
         for _ in 0..ROUNDS {
             let (state, raw) = store.read(now).await?;
+            // cert-manager puts the CA beside the certificate; a ConfigMap may be left from before.
+            let issued = (!self.manage).then(|| raw.issuer()).flatten();
+            let bundle = issued.or_else(|| state.bundle.clone());
             self.bundle.send_if_modified(|b| {
-                let changed = *b != state.bundle;
-                b.clone_from(&state.bundle);
+                let changed = *b != bundle;
+                *b = bundle;
                 changed
             });
             if !self.manage {

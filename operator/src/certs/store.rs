@@ -52,6 +52,13 @@ pub struct Raw {
     api_services: Vec<Option<APIService>>,
 }
 
+impl Raw {
+    /// The CA that cert-manager says has signed the serving certificate.
+    pub(crate) fn issuer(&self) -> Option<String> {
+        text(self.tls.as_ref()?, "ca.crt").filter(|pem| !pem.is_empty())
+    }
+}
+
 /// Access to the objects.
 pub struct Store {
     secrets: Api<Secret>,
