@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::index::Index;
+use crate::index::{Index, Phase};
 use crate::metric::Family;
 use crate::node::{Batch, Hello, Node, Received, Source};
-use crate::tally::{Tally, Workload};
+use crate::tally::{PARTS, Tally, Workload};
 use crate::time::Time;
 
 /// A UID that no pod is known to have is held this long with its history, then only with where it stands.
@@ -71,9 +71,10 @@ impl State {
         received
     }
 
-    /// Requests that each workload has had since this was last asked.
-    pub fn drain_requests(&mut self) -> HashMap<Workload, u64> {
-        self.tally.drain(&self.index)
+    /// Requests that each workload has had since this was last asked, by the pods of a part (below
+    /// [`crate::tally::PARTS`]).
+    pub fn drain_requests(&mut self, part: usize) -> HashMap<Workload, u64> {
+        self.tally.drain(part, &self.index)
     }
 
     /// How many of the nodes that run pods have a live agent, and how many there are.
@@ -83,38 +84,81 @@ impl State {
         (nodes.iter().filter(live).count(), nodes.len())
     }
 
-    /// How many pods of the whole cluster live agents cover with `family`, and how many they should.
-    pub fn coverage(&self, family: Family, now: Time) -> (usize, usize) {
-        let (mut covered, mut expected) = (0, 0);
-        for pod in self
-            .index
-            .pods()
-            .filter(|p| p.expected_since(now).is_some())
-        {
-            expected += 1;
-            let node = pod.facts.node.as_deref().and_then(|n| self.node(n));
-            if let Some(Source::Live(log)) = node.map(|n| n.source(now)) {
-                let seen = log.pod(pod.cgroup_uid()).is_some();
-                covered += usize::from(seen && log.measures_since(family).is_some());
+    /// Counts the pods of a namespace.
+    pub fn count(&self, namespace: &str, census: &mut Census, now: Time) {
+        for pod in self.index.of_namespace(namespace) {
+            let name = pod.facts.node.as_ref();
+            let node = name.and_then(|n| self.node(n));
+            if let Some(name) = name
+                && pod.gone.is_none()
+                && pod.facts.phase == Phase::Running
+                && !census.nodes.contains_key(name)
+            {
+                let live = node.is_some_and(|node| node.is_live(now));
+                census.nodes.insert(name.clone(), live);
+            }
+            if pod.expected_since(now).is_none() {
+                continue;
+            }
+            census.expected += 1;
+            if let Some(Source::Live(log)) = node.map(|n| n.source(now))
+                && log.pod(pod.cgroup_uid()).is_some()
+            {
+                for (family, covered) in Family::ALL.iter().zip(&mut census.covered) {
+                    *covered += usize::from(log.measures_since(*family).is_some());
+                }
             }
         }
-        (covered, expected)
     }
 
-    /// Forgets what no window needs any more. Call it every few seconds.
+    /// Forgets what no window needs any more. Call it every few seconds, or its parts one after the other.
     pub fn sweep(&mut self, now: Time) {
         self.index.sweep(now);
+        for part in 0..PARTS {
+            self.sweep_requests(part, now);
+        }
+        self.sweep_nodes(&self.node_names(), now);
+    }
+
+    /// A part (below [`crate::tally::PARTS`]) of [`Self::sweep`].
+    pub fn sweep_requests(&mut self, part: usize, now: Time) {
+        self.tally.sweep(part, &self.index, now);
+    }
+
+    /// The nodes for [`Self::sweep_nodes`].
+    pub fn node_names(&self) -> Vec<Arc<str>> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    /// Some nodes' part of [`Self::sweep`].
+    pub fn sweep_nodes(&mut self, names: &[Arc<str>], now: Time) {
         let index = &self.index;
-        self.tally.sweep(index, now);
-        self.nodes.retain(|_, node| {
-            node.sweep(
+        for name in names {
+            let Some(node) = self.nodes.get_mut(name) else {
+                continue;
+            };
+            let left = node.sweep(
                 |uid, tracked| match index.by_cgroup_uid(uid) {
                     Some(_) => Some(true),
                     None if now.since(tracked.first_seen) <= HOLD_UNKNOWN => Some(true),
                     None => None,
                 },
                 now,
-            )
-        });
+            );
+            if !left {
+                self.nodes.remove(name);
+            }
+        }
     }
+}
+
+/// What there is in the cluster and how much of it is measured, counted namespace by namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    /// Nodes on which pods run, and whether their agents are heard
+    pub nodes: HashMap<Arc<str>, bool>,
+    /// Pods that have to be measured
+    pub expected: usize,
+    /// Those that live agents cover, by family in the order of [`Family::ALL`]
+    pub covered: [usize; Family::ALL.len()],
 }

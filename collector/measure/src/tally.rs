@@ -2,6 +2,7 @@
 //! do not lower. Rates never come from here.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crate::index::Index;
@@ -12,6 +13,9 @@ use crate::time::Time;
 const REMEMBER: u64 = 60_000_000;
 /// More workloads than this are counted together, under empty names: each becomes a series.
 const MAX_WORKLOADS: usize = 10_000;
+
+/// Parts that are drained and swept one at a time: in a large cluster nobody is to wait for all of them.
+pub const PARTS: usize = 64;
 
 /// Namespace and name of a workload; a pod without an owner is its own.
 pub type Workload = (Arc<str>, String);
@@ -28,12 +32,24 @@ struct Counted {
 }
 
 /// Requests by pod that are not yet credited to a workload.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tally {
     /// By UID and the node that reported it: until it is known where a pod runs, two nodes may say that it is
     /// theirs, and only the one that is right counts.
-    pods: HashMap<(Arc<str>, Arc<str>), Counted>,
+    parts: Vec<HashMap<(Arc<str>, Arc<str>), Counted>>,
+    /// Which part a pod is in.
+    hasher: RandomState,
     named: HashSet<Workload>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            parts: vec![HashMap::new(); PARTS],
+            hasher: RandomState::new(),
+            named: HashSet::new(),
+        }
+    }
 }
 
 impl Tally {
@@ -45,14 +61,18 @@ impl Tally {
         now: Time,
     ) {
         let key = (uid.clone(), node.clone());
-        let Some(pod) = self.pods.get_mut(&key) else {
+        let part = self.hasher.hash_one(uid) as usize % PARTS;
+        let Some(pods) = self.parts.get_mut(part) else {
+            return;
+        };
+        let Some(pod) = pods.get_mut(&key) else {
             let first = Counted {
                 epoch,
                 requests,
                 outstanding: requests,
                 seen: now,
             };
-            self.pods.insert(key, first);
+            pods.insert(key, first);
             return;
         };
         let added = if pod.epoch == epoch {
@@ -66,11 +86,22 @@ impl Tally {
         pod.seen = now;
     }
 
-    /// Hands out what was added to each workload since the last time. What belongs to pods that are not known
-    /// yet stays.
+    /// Hands out what was added to each workload since the last time.
     pub fn drain(&mut self, index: &Index) -> HashMap<Workload, u64> {
+        let mut all = HashMap::new();
+        for part in 0..PARTS {
+            for (workload, count) in self.drain_part(part, index) {
+                *all.entry(workload).or_default() += count;
+            }
+        }
+        all
+    }
+
+    /// Hands out what was added to each workload by the pods of a part (below [`PARTS`]) since the last time. What
+    /// belongs to pods that are not known yet stays.
+    pub fn drain_part(&mut self, part: usize, index: &Index) -> HashMap<Workload, u64> {
         let mut added = HashMap::new();
-        for ((uid, node), counted) in &mut self.pods {
+        for ((uid, node), counted) in self.parts.get_mut(part).into_iter().flatten() {
             if counted.outstanding == 0 {
                 continue;
             }
@@ -99,7 +130,17 @@ impl Tally {
 
     /// Forgets pods that have gone.
     pub fn sweep(&mut self, index: &Index, now: Time) {
-        self.pods.retain(|(uid, node), counted| {
+        for part in 0..PARTS {
+            self.sweep_part(part, index, now);
+        }
+    }
+
+    /// Forgets pods of a part that have gone.
+    pub fn sweep_part(&mut self, part: usize, index: &Index, now: Time) {
+        let Some(pods) = self.parts.get_mut(part) else {
+            return;
+        };
+        pods.retain(|(uid, node), counted| {
             let known = index.by_cgroup_uid(uid);
             let known = known.filter(|pod| pod.facts.node.as_ref().is_none_or(|n| n == node));
             known.is_some_and(|pod| pod.gone.is_none()) || now.since(counted.seen) <= REMEMBER
@@ -191,6 +232,6 @@ mod tests {
         index.apply(pod("a", Some("web")), false, at(6));
         assert_eq!(of(&tally.drain(&index), "web"), Some(4));
         tally.sweep(&index, at(500));
-        assert_eq!(tally.pods.len(), 1, "a pod that is there is not forgotten");
+        assert_eq!(tally.parts.iter().map(HashMap::len).sum::<usize>(), 1, "a pod that is there is not forgotten");
     }
 }

@@ -2,7 +2,10 @@
 //! for one event or one answer, never across an await.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
+use ebpf_scaler_measure::state::Census;
+use ebpf_scaler_measure::tally::PARTS;
 use ebpf_scaler_measure::{Answer, Family, Metric, Query, State, Time, Window};
 
 use tokio::sync::watch;
@@ -14,6 +17,13 @@ use super::metrics::{FamilyLabels, Metrics};
 use super::reviews::{Access, Action, Reviews};
 use super::signals::board::Board;
 use super::status::Failure;
+
+/// What goes through everything stops so often, so that others get their turn...
+const SPELL: Duration = Duration::from_micros(500);
+/// ...and for so long.
+const BREATH: Duration = Duration::from_millis(1);
+/// Nodes that are swept together: some hundreds of pods.
+const SOME_NODES: usize = 16;
 
 /// Shared by everything that serves.
 pub struct Hub {
@@ -120,42 +130,76 @@ impl Hub {
         }
     }
 
-    /// Lets old readings go. Seldom: it goes through everything.
-    pub fn sweep(&self) {
+    /// Lets old readings go. Seldom: it goes through everything, a little at a time, so that neither reports nor
+    /// queries wait for it.
+    pub async fn sweep(&self) {
         let (mut state, now) = self.change();
-        state.sweep(now);
+        state.index.sweep(now);
+        let nodes = state.node_names();
         drop(state);
+        let mut spell = Spell::begin();
+        for part in 0..PARTS {
+            spell.rest().await;
+            let (mut state, now) = self.change();
+            state.sweep_requests(part, now);
+        }
+        for some in nodes.chunks(SOME_NODES) {
+            spell.rest().await;
+            let (mut state, now) = self.change();
+            state.sweep_nodes(some, now);
+        }
         self.signals.sweep();
     }
 
-    /// What else time changes: counters are drained, demand lapses, gauges follow.
-    pub fn tick(&self) {
-        let (mut state, now) = self.change();
-        let requests = state.drain_requests();
-        drop(state);
-        for ((namespace, workload), count) in requests {
-            self.metrics.workload(&namespace, &workload, count);
+    /// What else time changes: counters are drained, demand lapses, gauges follow. A little at a time, too.
+    pub async fn tick(&self) {
+        self.demand.publish(&self.state(), self.clock.now());
+        let mut spell = Spell::begin();
+        for part in 0..PARTS {
+            spell.rest().await;
+            let requests = self.change().0.drain_requests(part);
+            for ((namespace, workload), count) in requests {
+                self.metrics.workload(&namespace, &workload, count);
+            }
         }
-        // Reading goes beside queries and holds up reports only a moment.
-        let state = self.state();
-        self.demand.publish(&state, now);
-        let (live, nodes) = state.connected(now);
-        let coverage = Family::ALL.map(|f| (f, state.coverage(f, now)));
-        self.metrics.pods.set(state.index.len() as i64);
-        drop(state);
-        self.metrics.nodes.set(nodes as i64);
+        let namespaces = self.state().index.namespaces();
+        let mut census = Census::default();
+        for namespace in &namespaces {
+            spell.rest().await;
+            let now = self.clock.now();
+            self.state().count(namespace, &mut census, now);
+        }
+        let live = census.nodes.values().filter(|live| **live).count();
+        self.metrics.nodes.set(census.nodes.len() as i64);
         self.metrics.nodes_live.set(live as i64);
-        for (family, (covered, expected)) in coverage {
+        self.metrics.pods.set(self.state().index.len() as i64);
+        for (family, covered) in Family::ALL.iter().zip(census.covered) {
             let family = family.as_str();
             let gauge = self
                 .metrics
                 .coverage
                 .get_or_create(&FamilyLabels { family });
-            gauge.set(if expected == 0 {
+            gauge.set(if census.expected == 0 {
                 1.0
             } else {
-                covered as f64 / expected as f64
+                covered as f64 / census.expected as f64
             });
+        }
+    }
+}
+
+/// Work that rests now and then.
+struct Spell(Instant);
+
+impl Spell {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    async fn rest(&mut self) {
+        if self.0.elapsed() >= SPELL {
+            tokio::time::sleep(BREATH).await;
+            self.0 = Instant::now();
         }
     }
 }

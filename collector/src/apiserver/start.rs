@@ -10,6 +10,7 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::args::Args;
@@ -113,10 +114,13 @@ pub async fn start(
         async move {
             let mut tick = tokio::time::interval(Duration::from_secs(2));
             let mut sweep = tokio::time::interval(Duration::from_secs(10));
+            for interval in [&mut tick, &mut sweep] {
+                interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            }
             loop {
                 tokio::select! {
-                    _ = tick.tick() => hub.tick(),
-                    _ = sweep.tick() => hub.sweep(),
+                    _ = tick.tick() => hub.tick().await,
+                    _ = sweep.tick() => hub.sweep().await,
                 }
             }
         }

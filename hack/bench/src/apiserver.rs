@@ -20,7 +20,7 @@ use crate::write_json;
 use agents::Agents;
 use kubernetes::Kubernetes;
 use pki::Pki;
-use queries::Queries;
+use queries::{Answers, Queries};
 use replica::Replica;
 
 /// Pods of a node, and those of them that serve requests, of 10.
@@ -68,6 +68,8 @@ struct Point {
 struct Aside {
     ready: Duration,
     queries: usize,
+    /// Of those, answered with 503 because agents were late.
+    incomplete: usize,
     /// Share of the reports due that the agents managed to send.
     sent: f64,
 }
@@ -120,8 +122,10 @@ fn measure(pods: usize, time: Duration, quick: bool) -> anyhow::Result<Point> {
     let used = (replica.cpu_time()? - cpu).as_secs_f64();
     let due = kubernetes.nodes() as f64 * 4.0 * took;
     let sent = (agents.sent() - sent) as f64 / due;
-    let mut latencies = queries.finish()?;
-    latencies.sort_unstable();
+    let Answers {
+        latencies,
+        incomplete,
+    } = queries.finish()?;
     agents.check()?;
     replica.check()?;
     let quantile = |q: f64| {
@@ -138,6 +142,7 @@ fn measure(pods: usize, time: Duration, quick: bool) -> anyhow::Result<Point> {
         aside: Aside {
             ready,
             queries: latencies.len(),
+            incomplete,
             sent,
         },
     })
@@ -147,10 +152,12 @@ fn line(point: &Point) -> String {
     let Aside {
         ready,
         queries,
+        incomplete,
         sent,
     } = &point.aside;
     format!(
-        "{} pods: ready after {:.1} s, {:.1} % of the reports due were sent, {queries} queries",
+        "{} pods: ready after {:.1} s, {:.1} % of the reports due were sent, {queries} queries, {incomplete} of them \
+         answered that agents are silent",
         point.pods,
         ready.as_secs_f64(),
         sent * 100.0
