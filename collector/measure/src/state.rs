@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::index::{Index, Phase};
 use crate::metric::Family;
 use crate::node::{Batch, Hello, Node, Received, Source};
-use crate::tally::{PARTS, Tally, Workload};
+use crate::tally::{Tally, Workload};
 use crate::time::Time;
 
 /// A UID that no pod is known to have is held this long with its history, then only with where it stands.
@@ -71,10 +71,14 @@ impl State {
         received
     }
 
-    /// Requests that each workload has had since this was last asked, by the pods of a part (below
-    /// [`crate::tally::PARTS`]).
-    pub fn drain_requests(&mut self, part: usize) -> HashMap<Workload, u64> {
-        self.tally.drain(part, &self.index)
+    /// Requests that each workload has had since this was last asked.
+    pub fn drain_requests(&mut self) -> HashMap<Workload, u64> {
+        self.tally.drain(&self.index)
+    }
+
+    /// The same of a part of the pods (below [`crate::tally::PARTS`]).
+    pub fn drain_requests_of(&mut self, part: usize) -> HashMap<Workload, u64> {
+        self.tally.drain_part(part, &self.index)
     }
 
     /// How many of the nodes that run pods have a live agent, and how many there are.
@@ -114,15 +118,13 @@ impl State {
     /// Forgets what no window needs any more. Call it every few seconds, or its parts one after the other.
     pub fn sweep(&mut self, now: Time) {
         self.index.sweep(now);
-        for part in 0..PARTS {
-            self.sweep_requests(part, now);
-        }
+        self.tally.sweep(&self.index, now);
         self.sweep_nodes(&self.node_names(), now);
     }
 
     /// A part (below [`crate::tally::PARTS`]) of [`Self::sweep`].
     pub fn sweep_requests(&mut self, part: usize, now: Time) {
-        self.tally.sweep(part, &self.index, now);
+        self.tally.sweep_part(part, &self.index, now);
     }
 
     /// The nodes for [`Self::sweep_nodes`].

@@ -133,10 +133,11 @@ impl Hub {
     /// Lets old readings go. Seldom: it goes through everything, a little at a time, so that neither reports nor
     /// queries wait for it.
     pub async fn sweep(&self) {
-        let (mut state, now) = self.change();
-        state.index.sweep(now);
-        let nodes = state.node_names();
-        drop(state);
+        let nodes = {
+            let (mut state, now) = self.change();
+            state.index.sweep(now);
+            state.node_names()
+        };
         let mut spell = Spell::begin();
         for part in 0..PARTS {
             spell.rest().await;
@@ -157,7 +158,7 @@ impl Hub {
         let mut spell = Spell::begin();
         for part in 0..PARTS {
             spell.rest().await;
-            let requests = self.change().0.drain_requests(part);
+            let requests = self.change().0.drain_requests_of(part);
             for ((namespace, workload), count) in requests {
                 self.metrics.workload(&namespace, &workload, count);
             }
