@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
@@ -27,12 +26,13 @@ struct Inner {
     confined: Mutex<HashMap<String, String>>,
     reviews: Mutex<Vec<Value>>,
     pending: Mutex<Pending>,
+    /// Whether TokenReviews wait.
+    held: tokio::sync::watch::Sender<bool>,
 }
 
-/// Reviews that are on their way.
+/// TokenReviews that are on their way.
 #[derive(Default)]
 struct Pending {
-    takes: Duration,
     now: usize,
     most: usize,
 }
@@ -48,6 +48,7 @@ impl Cluster {
             confined: Mutex::default(),
             reviews: Mutex::default(),
             pending: Mutex::default(),
+            held: tokio::sync::watch::Sender::new(false),
         }))
     }
 
@@ -119,24 +120,24 @@ impl Cluster {
         self.0.tokens.lock().unwrap().remove(token);
     }
 
-    /// From now on each review takes so long.
-    pub fn slow_reviews(&self, takes: Duration) {
-        self.0.pending.lock().unwrap().takes = takes;
+    /// Whether TokenReviews wait for an answer from now on; others do not.
+    pub fn hold_token_reviews(&self, hold: bool) {
+        self.0.held.send_replace(hold);
     }
 
-    /// How many reviews were on their way at once, at most.
-    pub fn reviews_at_once(&self) -> usize {
+    /// How many TokenReviews were on their way at once, at most.
+    pub fn token_reviews_at_once(&self) -> usize {
         self.0.pending.lock().unwrap().most
     }
 
-    async fn review(&self) {
-        let takes = {
+    async fn wait_while_held(&self) {
+        {
             let mut pending = self.0.pending.lock().unwrap();
             pending.now += 1;
             pending.most = pending.most.max(pending.now);
-            pending.takes
-        };
-        tokio::time::sleep(takes).await;
+        }
+        let mut held = self.0.held.subscribe();
+        let _ = held.wait_for(|held| !held).await;
         self.0.pending.lock().unwrap().now -= 1;
     }
 
@@ -251,7 +252,7 @@ async fn token_review(
     State(cluster): State<Cluster>,
     Json(mut review): Json<Value>,
 ) -> Json<Value> {
-    cluster.review().await;
+    cluster.wait_while_held().await;
     let token = review["spec"]["token"]
         .as_str()
         .unwrap_or_default()
@@ -275,7 +276,6 @@ async fn access_review(
     State(cluster): State<Cluster>,
     Json(mut review): Json<Value>,
 ) -> Json<Value> {
-    cluster.review().await;
     let user = review["spec"]["user"].as_str().unwrap_or_default();
     let denied = cluster.0.denied.lock().unwrap().iter().any(|d| d == user);
     let confined = cluster.0.confined.lock().unwrap().get(user).cloned();

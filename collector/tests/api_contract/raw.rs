@@ -135,13 +135,13 @@ pub fn is_closed(stream: &TcpStream) -> bool {
     }
 }
 
-/// Reads until the other side has closed, at most 20 s.
+/// Reads until the other side has closed, at most a minute.
 pub async fn ended(stream: &mut TlsStream<TcpStream>) {
     let end = async {
         let mut bytes = [0; 1024];
         while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}
     };
-    tokio::time::timeout(Duration::from_secs(20), end)
+    tokio::time::timeout(Duration::from_secs(60), end)
         .await
         .expect("the server closes");
 }

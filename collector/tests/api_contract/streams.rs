@@ -239,7 +239,7 @@ async fn shutting_down_finishes_what_runs_and_tells_the_streams() {
     };
     assert_eq!(ended.code(), Code::Unavailable);
     drop(agent);
-    tokio::time::timeout(Duration::from_secs(5), world.running.finished())
+    tokio::time::timeout(Duration::from_secs(30), world.running.finished())
         .await
         .unwrap()
         .unwrap();

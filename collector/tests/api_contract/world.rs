@@ -113,7 +113,7 @@ impl World {
             "--address=127.0.0.1:0",
             "--report-address=127.0.0.1:0",
             "--admin-address=127.0.0.1:0",
-            "--shutdown-delay=100ms",
+            "--shutdown-delay=1500ms",
             "--agents-timeout=300ms",
         ];
         let flags = Flags::parse_from(base.iter().chain(flags));
