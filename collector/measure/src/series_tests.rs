@@ -80,6 +80,39 @@ fn memory_stays_bounded_however_long_it_runs() {
     assert_eq!(count(&series, 199_999_000, 3 * SECOND), 3000);
 }
 
+/// What 100,000 pods of which 20 % are busy take is 20,000 times this, and has to leave room for the rest in 1 GiB.
+#[test]
+fn five_minutes_of_a_busy_pod_take_less_than_sixteen_kibibytes() {
+    let mut series = Series::from_reading(&requests(0), 0, 0);
+    let mut sample = requests(0);
+    let mut latencies = std::collections::BTreeMap::new();
+    for at in (TICK..=400 * SECOND).step_by(TICK as usize) {
+        let noise = at / TICK * 31;
+        let c = &mut sample.counters;
+        c.requests += 25 + noise % 7;
+        c.responses_2xx += 24 + noise % 7;
+        c.responses_5xx += noise % 2;
+        c.request_latency_sum_micros += 45_000 + noise % 4_000;
+        c.requests_in_flight = noise % 4;
+        c.receive_bytes += 18_000 + noise % 900;
+        c.transmit_bytes += 110_000 + noise % 9_000;
+        c.receive_packets += 80;
+        c.transmit_packets += 130;
+        c.connections_opened += noise % 3;
+        c.cpu_throttled_micros += noise % 2_000;
+        for n in 0..25 {
+            *latencies
+                .entry(60 + (noise + n * 7) as u32 % 12)
+                .or_default() += 1;
+        }
+        sample.request_latency = Sparse::from_pairs(latencies.clone()).0;
+        series.push(&sample, at - TICK, at);
+    }
+    let size = series.size();
+    assert!(series.points().count() > 140);
+    assert!(size < 16 << 10, "{size} bytes");
+}
+
 #[test]
 fn an_idle_pod_is_a_true_zero_and_needs_no_readings() {
     let mut series = steady(25, 20 * SECOND);

@@ -12,9 +12,12 @@ use tonic::Status;
 use super::hub::Hub;
 use super::identity::User;
 
+/// One owner's streams, the oldest first: number, and what ends it.
+type Own = VecDeque<(u64, CancellationToken)>;
+
 /// Open streams by owner: a node's name, a user's name.
 #[derive(Clone, Debug, Default)]
-pub struct Sessions(Arc<Mutex<HashMap<String, VecDeque<(u64, CancellationToken)>>>>);
+pub struct Sessions(Arc<Mutex<HashMap<String, Own>>>);
 
 /// A stream's place among its owner's, given back when it ends.
 #[derive(Debug)]
@@ -46,7 +49,7 @@ impl Sessions {
         (own.len() < limit).then(|| self.add(owner, own))
     }
 
-    fn add(&self, owner: &str, own: &mut VecDeque<(u64, CancellationToken)>) -> Session {
+    fn add(&self, owner: &str, own: &mut Own) -> Session {
         let id = own.back().map_or(0, |(id, _)| id + 1);
         let superseded = CancellationToken::new();
         own.push_back((id, superseded.clone()));

@@ -31,7 +31,10 @@ async fn tls_is_1_3_or_nothing() {
     for port in [world.running.api, world.running.report] {
         assert!(raw::connect(&world, port, &[&TLS13], "h2").await.is_ok());
         let refused = raw::connect(&world, port, &[&TLS12], "h2").await;
-        let error = refused.err().expect("TLS 1.2 is refused").to_string();
+        let Err(error) = refused else {
+            panic!("TLS 1.2 is spoken");
+        };
+        let error = error.to_string();
         assert!(error.contains("ProtocolVersion"), "{error}");
     }
 }
@@ -348,18 +351,14 @@ fn allow_files(number: u64) {
         rlim_max: 0,
     };
     // SAFETY: `limit` is ours and of the right type.
-    assert_eq!(
-        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) },
-        0
-    );
+    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(read, 0);
     assert!(
         limit.rlim_max >= number,
         "this test needs {number} open files"
     );
     limit.rlim_cur = limit.rlim_cur.max(number);
     // SAFETY: as above.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
-        0
-    );
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(set, 0);
 }

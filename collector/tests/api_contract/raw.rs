@@ -150,7 +150,7 @@ pub async fn ended(stream: &mut TlsStream<TcpStream>) {
 pub struct Frame;
 
 impl Frame {
-    fn new(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    fn bytes(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = (payload.len() as u32).to_be_bytes();
         let mut bytes = vec![length[1], length[2], length[3], kind, flags];
         bytes.extend(stream.to_be_bytes());
@@ -160,24 +160,24 @@ impl Frame {
 
     /// HEADERS that end their stream; `whole`: no CONTINUATION follows.
     pub fn headers(stream: u32, whole: bool, block: &[u8]) -> Vec<u8> {
-        Self::new(1, 0x1 | if whole { 0x4 } else { 0 }, stream, block)
+        Self::bytes(1, 0x1 | if whole { 0x4 } else { 0 }, stream, block)
     }
 
     /// CONTINUATION that is not the last.
     pub fn continuation(stream: u32, block: &[u8]) -> Vec<u8> {
-        Self::new(9, 0, stream, block)
+        Self::bytes(9, 0, stream, block)
     }
 
     /// RST_STREAM, CANCEL.
     pub fn reset(stream: u32) -> Vec<u8> {
-        Self::new(3, 0, stream, &8u32.to_be_bytes())
+        Self::bytes(3, 0, stream, &8u32.to_be_bytes())
     }
 
     /// SETTINGS with an initial window.
     fn settings(window: u32) -> Vec<u8> {
         let mut payload = 4u16.to_be_bytes().to_vec();
         payload.extend(window.to_be_bytes());
-        Self::new(4, 0, 0, &payload)
+        Self::bytes(4, 0, 0, &payload)
     }
 }
 
@@ -258,11 +258,12 @@ impl Tls {
     /// What the server said at the end, if it did.
     pub async fn goaway(&self) -> Option<u32> {
         for _ in 0..100 {
-            let seen = self.seen.lock().unwrap();
-            if seen.goaway.is_some() || seen.closed {
-                return seen.goaway;
+            {
+                let seen = self.seen.lock().unwrap();
+                if seen.goaway.is_some() || seen.closed {
+                    return seen.goaway;
+                }
             }
-            drop(seen);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         None
