@@ -219,8 +219,8 @@ fn grow(sample: &mut proto::PodSample, noise: u64) {
     let requests = REQUESTS + noise % 7;
     if let Some(c) = &mut sample.counters {
         c.requests += requests;
-        c.responses_2xx += requests - u64::from(noise % 5 == 0);
-        c.responses_5xx += u64::from(noise % 5 == 0);
+        c.responses_2xx += requests - u64::from(noise.is_multiple_of(5));
+        c.responses_5xx += u64::from(noise.is_multiple_of(5));
         c.request_latency_sum_micros += requests * (1_500 + noise % 400);
         c.requests_in_flight = noise % 4;
         c.receive_bytes += requests * 700 + noise % 900;
