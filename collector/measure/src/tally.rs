@@ -31,12 +31,14 @@ struct Counted {
     seen: Time,
 }
 
+/// What was counted, by UID and the node that reported it: until it is known where a pod runs, two nodes may say that
+/// it is theirs, and only the one that is right counts.
+type Pods = HashMap<(Arc<str>, Arc<str>), Counted>;
+
 /// Requests by pod that are not yet credited to a workload.
 #[derive(Clone, Debug)]
 pub struct Tally {
-    /// By UID and the node that reported it: until it is known where a pod runs, two nodes may say that it is
-    /// theirs, and only the one that is right counts.
-    parts: Vec<HashMap<(Arc<str>, Arc<str>), Counted>>,
+    parts: Vec<Pods>,
     /// Which part a pod is in.
     hasher: RandomState,
     named: HashSet<Workload>,
@@ -45,7 +47,7 @@ pub struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         Self {
-            parts: vec![HashMap::new(); PARTS],
+            parts: vec![Pods::new(); PARTS],
             hasher: RandomState::new(),
             named: HashSet::new(),
         }
@@ -232,6 +234,10 @@ mod tests {
         index.apply(pod("a", Some("web")), false, at(6));
         assert_eq!(of(&tally.drain(&index), "web"), Some(4));
         tally.sweep(&index, at(500));
-        assert_eq!(tally.parts.iter().map(HashMap::len).sum::<usize>(), 1, "a pod that is there is not forgotten");
+        assert_eq!(
+            tally.parts.iter().map(HashMap::len).sum::<usize>(),
+            1,
+            "a pod that is there is not forgotten"
+        );
     }
 }
