@@ -253,11 +253,11 @@ fn what_is_not_http_or_not_the_pods_is_no_request() {
     assert!(udp.recv(&mut [0; 8]).is_err());
     assert!(TcpStream::connect((SERVER, 9)).is_err());
     assert_eq!(world.counters(&pod), Default::default());
-    // TLS, SSH, a Redis client and nonsense on a port where HTTP was expected.
+    // TLS, SSH, a memcached client and nonsense on a port where HTTP was expected.
     for bytes in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03GET / HTTP/1.1\r\n\r\n"[..],
         b"SSH-2.0-OpenSSH_9.2p1 Debian\r\nGET / HTTP/1.1\r\n\r\n",
-        b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$5\r\nvalue\r\n",
+        b"set k 0 0 5\r\nvalue\r\n",
         b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         b"GET / HTCPCP/1.0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
     ] {

@@ -17,11 +17,13 @@ node=(
   ip:iproute2 nsenter:util-linux unshare:util-linux setsid:util-linux
 )
 # What tests and benches compare with.
-peers=(runqlat:libbpf-tools wrk:wrk hey:hey nginx:nginx-light h2load:nghttp2-client)
+peers=(
+  runqlat:libbpf-tools wrk:wrk hey:hey nginx:nginx-light h2load:nghttp2-client
+  redis-server:redis-server redis-benchmark:redis-tools postgres:postgresql pgbench:postgresql setpriv:util-linux
+)
 # More servers and clients, with which only the benches on this host's kernel compare.
 bench=(
-  "${peers[@]}" nghttpd:nghttp2-server node:nodejs python3:python3 redis-server:redis-server
-  redis-benchmark:redis-tools postgres:postgresql pgbench:postgresql setpriv:util-linux
+  "${peers[@]}" nghttpd:nghttp2-server node:nodejs python3:python3
   ip:iproute2 ethtool:ethtool
 )
 # Services that come with those packages and that we never want.

@@ -145,7 +145,7 @@ impl State {
             query,
             windows,
             without_container: Without::default(),
-            sums: windows.iter().map(|_| Sum::default()).collect(),
+            sums: windows.iter().map(|_| Sum::of(query.protocol)).collect(),
             expected: 0,
             covered: 0,
             estimated: 0,
@@ -336,7 +336,7 @@ impl Tally<'_> {
     /// A pod's own values.
     fn own(&self, series: &[&Series], span: (u64, u64)) -> Vec<WindowValue> {
         let values = self.windows.iter().map(|window| {
-            let mut sum = Sum::default();
+            let mut sum = Sum::of(self.query.protocol);
             sum.covered = sum.absorb(self.metric, series, *window, span);
             sum.close(self.metric, *window, 1)
         });

@@ -42,6 +42,7 @@ fn requests(n: u64) -> Sample {
         epoch: 1,
         counters: Counters {
             requests: n,
+            requests_redis: n / 5,
             ..Counters::default()
         },
         request_latency: Sparse::from_pairs([(60, n)]).0,
@@ -150,6 +151,21 @@ fn the_sum_over_pods_whatever_their_nodes_clocks_say() {
     let p99 = world.ask(Metric::RequestLatencyP99, Window::S3).unwrap();
     assert_eq!(p99.windows[0].events, 600);
     assert!(p99.windows[0].value > 0.0);
+}
+
+#[test]
+fn a_protocol_narrows_the_sum_to_its_own_requests() {
+    let world = shop();
+    for (protocol, rate) in [("redis", 40.0), ("http1", 160.0), ("postgresql", 0.0)] {
+        let query = Query::parse(&format!("ebpfscaler.io/protocol={protocol}")).unwrap();
+        let metric = Metric::RequestsPerSecond;
+        let windows = [Window::S30];
+        let answer = world
+            .state
+            .answer("shop", metric, &query, &windows, world.now)
+            .unwrap();
+        assert_eq!(answer.windows[0].value, rate, "{protocol}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod metric;
 pub mod narrow;
 pub mod node;
 mod packed;
+pub mod protocol;
 pub mod quantile;
 pub mod query;
 pub mod refusal;
@@ -22,6 +23,7 @@ mod view;
 
 pub use answer::{Answer, AnswerError, PodValue, WindowValue};
 pub use metric::{Aggregation, Distribution, Family, Metric, Unit, Window};
+pub use protocol::Protocol;
 pub use query::{Query, QueryError};
 pub use state::State;
 pub use time::Time;

@@ -107,11 +107,11 @@ use Aggregation::{MeanRatio, Quantile, SumOfAverages, SumOfRates};
 use Distribution::{RequestLatency, RunQueueLatency, TcpRtt};
 
 metrics! {
-    /// Requests from outside the pod, without kubelet probes and excluded ports
+    /// Requests from outside the pod, of every protocol that is recognised, without kubelet probes and excluded ports
     RequestsPerSecond => "requests_per_second", PerSecond, Requests, SumOfRates;
     /// Requests in flight on average over the window: HTTP/1 requests until they are answered, HTTP/2 requests until they have ended
     RequestsInFlight => "requests_in_flight", Count, Requests, SumOfAverages;
-    /// Requests answered with a 5xx status, or never answered because the connection ended
+    /// Requests answered with a 5xx status or an error reply, or never answered because the connection ended
     RequestErrorsPerSecond => "request_errors_per_second", PerSecond, Requests, SumOfRates;
     /// Median time from a request's first byte in to its response's first byte out
     RequestLatencyP50 => "request_latency_p50_microseconds", Micros, Requests, Quantile(RequestLatency, 0.5);
@@ -119,6 +119,8 @@ metrics! {
     RequestLatencyP90 => "request_latency_p90_microseconds", Micros, Requests, Quantile(RequestLatency, 0.9);
     /// 99th percentile of the time from a request's first byte in to its response's first byte out
     RequestLatencyP99 => "request_latency_p99_microseconds", Micros, Requests, Quantile(RequestLatency, 0.99);
+    /// An estimate of requests over TLS, of which nothing is decrypted: how often clients sent data after the server had
+    TlsTurnsPerSecond => "tls_turns_per_second", PerSecond, Requests, SumOfRates;
     /// Median time that a runnable thread waited for a CPU
     RunQueueLatencyP50 => "runqueue_latency_p50_microseconds", Micros, RunQueue, Quantile(RunQueueLatency, 0.5);
     /// 90th percentile of the time that a runnable thread waited for a CPU

@@ -1,8 +1,9 @@
 //! A query's selector, split into what picks pods and what shapes the answer: the reserved keys under
 //! `ebpfscaler.io/`. A reserved key we do not know is refused, never silently taken for a pod label.
 
-use crate::metric::Window;
+use crate::metric::{Metric, Window};
 use crate::narrow::{MAX_CONTAINERS, MAX_PORTS, Narrow};
+use crate::protocol::Protocol;
 use crate::selector::{Operator, ParseError, Requirement, Selector};
 
 /// What every reserved key starts with.
@@ -60,11 +61,9 @@ const DESCRIBES_POD: [&str; 8] = [
     "node",
 ];
 /// Keys that shape the answer.
-const SHAPES_ANSWER: [&str; 2] = ["window", "group-by"];
+const SHAPES_ANSWER: [&str; 3] = ["window", "group-by", "protocol"];
 /// Keys that narrow what counts inside a pod.
 const NARROWS: [&str; 2] = ["port", "container"];
-/// Keys that will narrow what is measured inside a pod, once agents report it split.
-const NOT_YET: [&str; 1] = ["protocol"];
 
 /// Why a selector can not be used; every case is a 400.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,21 +73,13 @@ pub enum QueryError {
     Parse(#[from] ParseError),
     /// Under our prefix, but not one of our keys.
     #[error(
-        "{RESERVED_PREFIX}{key} is not a reserved key; these are: deployment, statefulset, daemonset, replicaset, job, workload, pod, node, port, container, window, group-by"
+        "{RESERVED_PREFIX}{key} is not a reserved key; these are: deployment, statefulset, daemonset, replicaset, job, workload, pod, node, port, container, protocol, window, group-by"
     )]
     UnknownKey {
         /// The key without its prefix.
         key: String,
     },
-    /// A key that this version can not honour; ignoring it would answer another question.
-    #[error(
-        "{RESERVED_PREFIX}{key} is not supported yet: agents do not report measurements split by {key}"
-    )]
-    NotYet {
-        /// The key without its prefix.
-        key: String,
-    },
-    /// `window` or `group-by` with anything but `=` and one value.
+    /// `window`, `group-by` or `protocol` with anything but `=` and one value.
     #[error(
         "{RESERVED_PREFIX}{key} needs exactly one value, as in {RESERVED_PREFIX}{key}={example}"
     )]
@@ -120,6 +111,20 @@ pub enum QueryError {
         /// What was asked for.
         text: String,
     },
+    /// Not a protocol whose requests are counted.
+    #[error("protocol {text:?} is not one of {}", Protocol::NAMES.join(", "))]
+    Protocol {
+        /// What was asked for.
+        text: String,
+    },
+    /// A metric that is not counted by protocol.
+    #[error(
+        "{RESERVED_PREFIX}protocol can not narrow {metric}, only requests_per_second: nothing else is counted by protocol"
+    )]
+    NotByProtocol {
+        /// What was asked for.
+        metric: Metric,
+    },
     /// Not a grouping we have.
     #[error("group-by {text:?} is not supported; \"pod\" is")]
     GroupBy {
@@ -139,6 +144,8 @@ pub struct Query {
     pub by_pod: bool,
     /// What of each pod counts
     pub narrow: Narrow,
+    /// Only requests of this protocol
+    pub protocol: Option<Protocol>,
 }
 
 impl Query {
@@ -153,11 +160,6 @@ impl Query {
                 }
                 Some(key) if SHAPES_ANSWER.contains(&key) => query.shape(key, &requirement)?,
                 Some(key) if NARROWS.contains(&key) => query.narrow_by(key, &requirement)?,
-                Some(key) if NOT_YET.contains(&key) => {
-                    return Err(QueryError::NotYet {
-                        key: key.to_owned(),
-                    });
-                }
                 Some(key) => {
                     return Err(QueryError::UnknownKey {
                         key: key.to_owned(),
@@ -192,18 +194,33 @@ impl Query {
         Ok(())
     }
 
+    /// Refuses what `metric` can not be narrowed by.
+    pub fn check(&self, metric: Metric) -> Result<(), QueryError> {
+        if self.protocol.is_some() && metric != Metric::RequestsPerSecond {
+            return Err(QueryError::NotByProtocol { metric });
+        }
+        Ok(())
+    }
+
     fn shape(&mut self, key: &str, requirement: &Requirement) -> Result<(), QueryError> {
-        let is_window = key == "window";
         let text = match (requirement.operator, &requirement.values[..]) {
             (Operator::In, [one]) => one,
             _ => {
                 return Err(QueryError::OneValue {
                     key: key.to_owned(),
-                    example: if is_window { "30s" } else { "pod" },
+                    example: match key {
+                        "window" => "30s",
+                        "protocol" => "redis",
+                        _ => "pod",
+                    },
                 });
             }
         };
-        if is_window {
+        if key == "protocol" {
+            let protocol = Protocol::from_name(text)
+                .ok_or_else(|| QueryError::Protocol { text: text.clone() })?;
+            self.protocol = Some(protocol);
+        } else if key == "window" {
             let window =
                 Window::parse(text).ok_or_else(|| QueryError::Window { text: text.clone() })?;
             self.window = Some(window);
@@ -243,7 +260,6 @@ mod tests {
             ),
             ("ebpfscaler.io/window in (3s,10s)", "exactly one value"),
             ("ebpfscaler.io/window", "exactly one value"),
-            ("ebpfscaler.io/protocol=redis", "not supported yet"),
             (
                 "ebpfscaler.io/port=http",
                 "\"ebpfscaler.io/port=http\" is not",
@@ -266,6 +282,11 @@ mod tests {
             ),
             ("ebpfscaler.io/deploymnet=web", "is not a reserved key"),
             ("ebpfscaler.io/group-by=node", "\"pod\" is"),
+            (
+                "ebpfscaler.io/protocol=amqp",
+                "is not one of http1, http2, redis, postgresql",
+            ),
+            ("ebpfscaler.io/protocol!=redis", "exactly one value"),
             ("a b", "unable to parse the label selector"),
         ] {
             let message = Query::parse(text).unwrap_err().to_string();
@@ -290,6 +311,20 @@ mod tests {
             let text = format!("{RESERVED_PREFIX}{example}");
             assert!(Query::parse(&text).is_ok() && !help.is_empty(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_protocol_narrows_requests_and_nothing_else() {
+        let query = Query::parse("app=web,ebpfscaler.io/protocol=redis").unwrap();
+        assert_eq!(query.protocol, Some(Protocol::Redis));
+        assert_eq!(query.selector.to_string(), "app=web");
+        assert_eq!(query.check(Metric::RequestsPerSecond), Ok(()));
+        let refused = query.check(Metric::RequestLatencyP99).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("can not narrow request_latency_p99_microseconds")
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::answer::WindowValue;
 use crate::metric::{Aggregation, Metric, Window};
+use crate::protocol::Protocol;
 use crate::quantile::Merged;
 use crate::series::{Added, Series};
 use crate::totals::Total;
@@ -14,9 +15,19 @@ pub(crate) struct Sum {
     /// Seconds seen, summed over the pods that are expected
     pub(crate) covered: f64,
     merged: Option<Merged>,
+    /// Of the requests, only those
+    protocol: Option<Protocol>,
 }
 
 impl Sum {
+    /// Nothing yet; of requests, only those of `protocol` if one is given.
+    pub(crate) fn of(protocol: Option<Protocol>) -> Self {
+        Self {
+            protocol,
+            ..Self::default()
+        }
+    }
+
     /// Adds what a pod did in the window that ends at `end` by its node's clock; nothing before `not_before`. Several
     /// series are parts of it that began at different times, but are all that counts since `not_before`.
     pub(crate) fn absorb(
@@ -33,7 +44,11 @@ impl Sum {
                 let merged = self.merged.get_or_insert_default();
                 series.merge(which, (end, window.micros(), not_before), merged);
             }
-            let (more, events) = amount_and_events(metric, |total| amounts.get(total));
+            let of = |total| match self.protocol {
+                Some(protocol) if total == Total::Requests => protocol.requests(|t| amounts.get(t)),
+                _ => amounts.get(total),
+            };
+            let (more, events) = amount_and_events(metric, of);
             self.events += events;
             amount += more;
             seen = covered.max(seen);
@@ -75,6 +90,7 @@ pub(crate) fn amount_and_events(metric: Metric, get: impl Fn(Total) -> f64) -> (
             let errors = get(Total::Responses5xx) + get(Total::Aborted);
             (errors, errors)
         }
+        M::TlsTurnsPerSecond => (get(Total::TlsTurns), get(Total::TlsTurns)),
         M::RunQueueWaitingThreads => (get(Total::WaitNanos) / 1e9, get(Total::Waits)),
         M::RunQueueWaitingThreadsSelf => (get(Total::WaitSelfNanos) / 1e9, get(Total::Waits)),
         M::RunQueueWaitingThreadsOtherPods => {

@@ -52,10 +52,18 @@ pub enum Total {
     WaitThrottledNanos,
     /// While nobody had the CPU
     WaitIdleNanos,
+    /// Those of `Requests` that came by HTTP/2
+    RequestsHttp2,
+    /// Those that are Redis commands
+    RequestsRedis,
+    /// Those that came by PostgreSQL's protocol
+    RequestsPostgresql,
+    /// Client data on TLS connections after the server's
+    TlsTurns,
 }
 
 /// How many there are; a mask of them fits 64 bits.
-pub(crate) const COUNT: usize = Total::WaitIdleNanos as usize + 1;
+pub(crate) const COUNT: usize = Total::TlsTurns as usize + 1;
 
 /// The kept counters at one time, or what was added between two times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +96,10 @@ impl Totals {
             (Total::WaitSystemNanos, c.runqueue_wait_system_nanos),
             (Total::WaitThrottledNanos, c.runqueue_wait_throttled_nanos),
             (Total::WaitIdleNanos, c.runqueue_wait_idle_nanos),
+            (Total::RequestsHttp2, c.requests_http2),
+            (Total::RequestsRedis, c.requests_redis),
+            (Total::RequestsPostgresql, c.requests_postgresql),
+            (Total::TlsTurns, c.tls_turns),
         ] {
             totals.0[total as usize] = value;
         }

@@ -100,6 +100,10 @@ fn counters(counters: &Counters) -> proto::Counters {
         runqueue_wait_system_nanos,
         runqueue_wait_throttled_nanos,
         runqueue_wait_idle_nanos,
+        requests_http2,
+        requests_redis,
+        requests_postgresql,
+        tls_turns,
     } = *counters;
     proto::Counters {
         requests,
@@ -129,6 +133,10 @@ fn counters(counters: &Counters) -> proto::Counters {
         runqueue_wait_system_nanos,
         runqueue_wait_throttled_nanos,
         runqueue_wait_idle_nanos,
+        requests_http2,
+        requests_redis,
+        requests_postgresql,
+        tls_turns,
     }
 }
 

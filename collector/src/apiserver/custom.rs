@@ -105,6 +105,7 @@ async fn values(
     let query = object
         .query(options.get("labelSelector"), &shape)
         .map_err(bad)?;
+    query.check(metric).map_err(|e| bad(e.to_string()))?;
     let windows = [query.window.unwrap_or(Window::DEFAULT)];
     let answer = match object {
         Object::Pods | Object::Pod(_) => {

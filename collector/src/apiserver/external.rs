@@ -144,6 +144,7 @@ async fn answer(
         return Err(unknown_metric(name, "namespaces"));
     };
     let query = Query::parse(options.get("labelSelector"))
+        .and_then(|query| query.check(metric).map(|()| query))
         .map_err(|e| Failure::new(400, e.to_string()).because("BadSelector"))?;
     let window = query.window.unwrap_or(Window::DEFAULT);
     let answer = hub.answer(namespace, metric, &query, &[window])?;

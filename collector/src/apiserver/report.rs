@@ -282,5 +282,9 @@ fn counters(c: &proto::Counters) -> Counters {
         runqueue_wait_system_nanos: c.runqueue_wait_system_nanos,
         runqueue_wait_throttled_nanos: c.runqueue_wait_throttled_nanos,
         runqueue_wait_idle_nanos: c.runqueue_wait_idle_nanos,
+        requests_http2: c.requests_http2,
+        requests_redis: c.requests_redis,
+        requests_postgresql: c.requests_postgresql,
+        tls_turns: c.tls_turns,
     }
 }

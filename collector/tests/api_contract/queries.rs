@@ -186,6 +186,20 @@ async fn what_can_not_be_answered_says_why_in_a_status() {
         ),
         (
             "requests_per_second",
+            "ebpfscaler.io%2Fprotocol%3Damqp",
+            400,
+            "BadRequest",
+            "is not one of http1, http2, redis, postgresql",
+        ),
+        (
+            "request_latency_p99_microseconds",
+            "ebpfscaler.io%2Fprotocol%3Dredis",
+            400,
+            "BadRequest",
+            "can not narrow request_latency_p99_microseconds",
+        ),
+        (
+            "requests_per_second",
             "app%3Dnone",
             404,
             "NotFound",

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 pub mod agent;
+pub mod databases;
 pub mod http;
 pub mod http2;
 pub mod limit;

@@ -26,7 +26,7 @@ pub struct MetricSpec {
     /// Which block below is set.
     #[serde(rename = "type")]
     pub type_: MetricType,
-    /// HTTP requests per second, per pod.
+    /// Requests per second, per pod: HTTP/1, HTTP/2, gRPC, Redis commands, PostgreSQL queries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_rate: Option<RequestMetric>,
     /// Requests in flight, per pod: HTTP/1 requests until they are answered, HTTP/2 requests until they have ended.

@@ -36,12 +36,22 @@ pub mod rx_flag {
     pub const PIPELINED: u32 = 2;
     /// Not yet a connection: requests wait in `parked` until there is one.
     pub const PARKED: u32 = 4;
-    /// A request has been framed.
+    /// A request has been framed, of whatever protocol.
     pub const HTTP: u32 = 8;
     /// The connection speaks HTTP/2: its state is elsewhere.
     pub const HTTP2: u32 = 16;
     /// A part of the last request's header section will not be seen: it counts when it is answered.
     pub const HALF: u32 = 32;
+    /// The connection speaks RESP: `rx` and `tx` are of `wire`, as for the next two.
+    pub const REDIS: u32 = 64;
+    /// The connection speaks PostgreSQL's protocol.
+    pub const POSTGRESQL: u32 = 128;
+    /// The connection is TLS: its turns are counted.
+    pub const TLS: u32 = 256;
+    /// The pod has spoken first, so it is the client of a protocol whose clients do.
+    pub const CLIENT: u32 = 512;
+    /// Those that `wire` reads.
+    pub const WIRE: u32 = REDIS | POSTGRESQL | TLS;
 }
 
 /// Written by packets out.

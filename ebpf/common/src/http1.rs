@@ -13,6 +13,7 @@ use core::ptr::{read_volatile, write_volatile};
 pub use step::step;
 pub use words::{begins_request, begins_response, status_in};
 use words::{get, set};
+pub(crate) use words::{newline, word};
 
 /// Bytes of a packet that are looked at at once.
 pub const WINDOW: usize = 256;

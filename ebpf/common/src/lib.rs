@@ -15,6 +15,7 @@ pub mod histogram;
 pub mod http1;
 pub mod http2;
 pub mod record;
+pub mod wire;
 
 /// A group of signals that is attached, wanted and degraded as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,4 +107,12 @@ pub struct Counters {
     pub runqueue_wait_throttled_nanos: u64,
     /// The part in which nobody had it: waking up, or waiting for another CPU. The five parts add up to the whole.
     pub runqueue_wait_idle_nanos: u64,
+    /// Those of `requests` that came by HTTP/2, gRPC included; what is in none of these three is HTTP/1.
+    pub requests_http2: u64,
+    /// Those of `requests` that are Redis commands.
+    pub requests_redis: u64,
+    /// Those of `requests` that came by PostgreSQL's protocol.
+    pub requests_postgresql: u64,
+    /// Times that a client sent data on a TLS connection after the server had: an estimate of requests, not in `requests`.
+    pub tls_turns: u64,
 }

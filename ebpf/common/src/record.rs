@@ -62,7 +62,18 @@ pub struct Tally {
     pub runqueue_wait_system_nanos: u64,
     pub runqueue_wait_throttled_nanos: u64,
     pub runqueue_wait_idle_nanos: u64,
+    // Packets in again, where they fill a line that was padding.
+    /// Those of `requests` that HTTP/2 brought; what no protocol's counter has is HTTP/1.
+    pub requests_http2: u64,
+    /// Those that RESP brought.
+    pub requests_redis: u64,
+    /// Those that PostgreSQL's protocol brought.
+    pub requests_postgresql: u64,
+    pub tls_turns: u64,
 }
+
+// Four cache lines.
+const _: () = assert!(size_of::<Tally>() == 256);
 
 /// One element of the map SLOTS.
 #[repr(C, align(64))]
@@ -272,6 +283,12 @@ stats! {
     /// Switches between threads that the kernel's trace point did not tell of: the thread that ran was not the one switched
     /// to last. A kernel can leave out threads that it hides.
     RunQueueUnseen = "runqueue_switches_unseen",
+    /// Connections that turned out to speak RESP (Redis).
+    Redis = "redis_connections",
+    /// Connections that turned out to speak PostgreSQL's protocol.
+    Postgresql = "postgresql_connections",
+    /// Connections that turned out to be TLS.
+    Tls = "tls_connections",
 }
 
 /// Elements of the map STATISTICS, some of them spare.

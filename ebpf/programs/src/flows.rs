@@ -12,13 +12,13 @@ use ebpf_scaler_common::flow::{Flow, FlowKey, OUTSTANDING, before, entry, kind, 
 use ebpf_scaler_common::http1::{Machine, phase};
 use ebpf_scaler_common::http2 as connection;
 use ebpf_scaler_common::record::{NO_SLOT, Program, Stat, generation_of, layout, slot_of};
+use ebpf_scaler_common::wire;
 
 use crate::atomic::{self, get, set};
-use crate::cost;
-use crate::http2;
 use crate::maps::{EXCLUDED_PORTS, FLOWS, PARKED, SCRATCH, SCRATCHES, Scratch, control, count};
 use crate::packet::Packet;
 use crate::slots::{Slot, known, narrow, no_slot, resolve, tally};
+use crate::{cost, exchange, http2};
 
 /// Marks a buffer as taken.
 pub type Taken = *mut u64;
@@ -210,6 +210,7 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
         tally!(slot, connections_opened, 1);
         tally!(slot, requests, requests);
         tally!(slot, begun, requests);
+        exchange::tally_protocol(slot, (*flow).rx_flags, requests);
         tally!(slot, requests_probe, probes);
     }
 }
@@ -311,6 +312,7 @@ pub unsafe fn connected_again(packet: &Packet, flow: *mut Flow, slot: Slot) {
         set!(flow.rx.phase, phase::START);
         set!(flow.tx_flags, 0);
         set!(flow.tx.phase, phase::SEARCH);
+        wire::begin((&raw mut (*flow).tx).cast(), wire::state::LOST);
         set!(flow.tx_next, packet.seq);
     }
 }

@@ -222,6 +222,7 @@ unsafe fn requested(walk: *mut Walk, c: *mut Connection) {
             tally!(slot, requests_excluded_port, requests);
         } else {
             tally!(slot, requests, requests);
+            tally!(slot, requests_http2, requests);
             if acts & act::BEGUN != 0 {
                 tally!(slot, begun, 1);
             }
@@ -260,6 +261,7 @@ unsafe fn answered(walk: *mut Walk, c: *mut Connection) {
         let acts = http2::answer(c);
         if acts & act::REQUEST != 0 {
             tally!(slot, requests, 1);
+            tally!(slot, requests_http2, 1);
             tally!(slot, begun, 1);
         }
         if acts & act::ANSWERED != 0 {

@@ -10,12 +10,14 @@
 
 mod atomic;
 mod cost;
+mod exchange;
 mod flows;
 mod frames;
 mod http2;
 mod maps;
 mod network;
 mod occupants;
+mod order;
 mod packet;
 mod requests;
 mod responses;

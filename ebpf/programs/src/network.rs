@@ -16,7 +16,7 @@ use crate::atomic::{get, set};
 use crate::maps::{PARKED, count};
 use crate::packet::{Packet, SYN, TCP};
 use crate::slots::{Slot, narrow, resolve, tally};
-use crate::{cost, flows, requests, responses};
+use crate::{cost, flows, order, responses};
 
 const TCP_SYN_SENT: u32 = 2;
 const TCP_LISTEN: u32 = 10;
@@ -30,7 +30,7 @@ pub fn ingress(ctx: SkBuffContext) -> i32 {
     let Some(run) = cost::begin(Program::Ingress) else {
         return PASS;
     };
-    packet(ctx.skb.skb, true);
+    packet::<true>(ctx.skb.skb);
     cost::end(run);
     PASS
 }
@@ -42,15 +42,16 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
     let Some(run) = cost::begin(Program::Egress) else {
         return PASS;
     };
-    packet(ctx.skb.skb, false);
+    packet::<false>(ctx.skb.skb);
     cost::end(run);
     PASS
 }
 
+/// A constant direction: the compiler does not know it of the packet on the stack, and would put both into each program.
 #[inline(always)]
-fn packet(skb: *mut __sk_buff, ingress: bool) {
+fn packet<const INGRESS: bool>(skb: *mut __sk_buff) {
     let mut packet = MaybeUninit::uninit();
-    let Some(packet) = Packet::read(&mut packet, skb, ingress) else {
+    let Some(packet) = Packet::read(&mut packet, skb, INGRESS) else {
         return;
     };
     if packet.protocol != TCP {
@@ -60,7 +61,7 @@ fn packet(skb: *mut __sk_buff, ingress: bool) {
     // SAFETY: the context's socket, which is not null.
     let state = unsafe { core::ptr::read_volatile(&raw const (*packet.sk).state) };
     if state == TCP_LISTEN {
-        listener(packet);
+        listener::<INGRESS>(packet);
         return;
     }
     let mut flow = flows::find(packet);
@@ -83,27 +84,27 @@ fn packet(skb: *mut __sk_buff, ingress: bool) {
     };
     // SAFETY: the socket's storage.
     unsafe {
-        if packet.connects() && get!(flow.tx_next) != packet.seq {
+        if !INGRESS && packet.connects() && get!(flow.tx_next) != packet.seq {
             flows::connected_again(packet, flow, slot);
         }
-        connection(packet, flow, slot);
+        connection::<INGRESS>(packet, flow, slot);
     }
 }
 
 #[inline(always)]
-unsafe fn connection(packet: &Packet, flow: *mut Flow, slot: Slot) {
+unsafe fn connection<const INGRESS: bool>(packet: &Packet, flow: *mut Flow, slot: Slot) {
     // SAFETY: the caller's promise.
     unsafe {
         if get!(flow.kind) & kind::LOOPBACK == 0 {
             count_bytes(packet, slot);
         }
-        if packet.ingress {
+        if INGRESS {
             // The answer to our own SYN; what duplicates of a SYN say later is old.
             let sk = packet.sk;
             if packet.flags & SYN != 0 && get!(sk.state) == TCP_SYN_SENT {
                 set!(flow.rx_next, packet.seq as u64);
             }
-            requests::segment::<false>(packet, flow, slot);
+            order::segment::<false>(packet, flow, slot);
         } else {
             responses::segment(packet, flow, slot);
         }
@@ -159,12 +160,12 @@ fn count_bytes(packet: &Packet, slot: Slot) {
 /// A connection's first payload can come with the listener as its socket (TCP_DEFER_ACCEPT, a lost handshake
 /// ACK, TFO). A listener has no state of a connection: what is found waits by address until there is one.
 #[inline(always)]
-fn listener(packet: &Packet) {
+fn listener<const INGRESS: bool>(packet: &Packet) {
     let (Some((slot_ref, slot)), cgroup) = of_cgroup(packet) else {
         return;
     };
     bytes(packet, slot, packet.inside());
-    if !packet.ingress || packet.payload() == 0 {
+    if !INGRESS || packet.payload() == 0 {
         return;
     }
     let Some((scratch, bit)) = flows::take_scratch() else {
@@ -198,6 +199,6 @@ fn listener(packet: &Packet) {
     flows::return_scratch(bit);
     if let Some(parked) = parked {
         // SAFETY: the map's element; an LRU that evicts it now leaves the memory valid for this run.
-        unsafe { requests::segment::<true>(packet, parked.cast_mut(), slot) };
+        unsafe { order::segment::<true>(packet, parked.cast_mut(), slot) };
     }
 }

@@ -16,11 +16,11 @@ use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
 use crate::flows::{oldest, return_scratch, take_scratch};
-use crate::frames;
 use crate::maps::count;
 use crate::packet::Packet;
 use crate::scan::{Scan, one_to_256};
 use crate::slots::{Slot, tally};
+use crate::{exchange, frames};
 
 /// "HTTP/1.x NNN"
 const STATUS_LINE: u32 = 12;
@@ -60,8 +60,11 @@ pub unsafe fn segment(packet: &Packet, flow: *mut Flow, slot: Slot) {
         if get!(flow.tx_flags) & tx_flag::TUNNEL != 0
             || at == phase::SEARCH && get!(flow.rx.phase) == phase::OPAQUE
         {
-            if get!(flow.rx_flags) & rx_flag::HTTP2 != 0 {
+            let flags = get!(flow.rx_flags);
+            if flags & rx_flag::HTTP2 != 0 {
                 frames::responses(packet, flow, slot, offset, missing);
+            } else if flags & rx_flag::WIRE != 0 {
+                exchange::answers(packet, flow, slot, offset, missing);
             }
         } else if at == phase::SEARCH {
             next_answer(packet, flow, slot, offset, len);
@@ -106,8 +109,12 @@ unsafe fn missed(flow: *mut Flow, gap: u32) {
     }
 }
 
+/// The place among the answers is lost.
+///
+/// # Safety
+/// The flow is valid, and its packets out are ours.
 #[inline(always)]
-unsafe fn desynchronised(flow: *mut Flow) {
+pub unsafe fn desynchronised(flow: *mut Flow) {
     // SAFETY: the caller's promise.
     unsafe {
         let flags = get!(flow.tx_flags);
@@ -202,8 +209,11 @@ unsafe fn answer_early(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32
 }
 
 /// The first 16 bytes at `offset` of the payload, or as many as there are.
+///
+/// # Safety
+/// The packet's pointers are valid.
 #[inline(always)]
-unsafe fn look(packet: &Packet, offset: u32, left: u32) -> (u64, u64) {
+pub unsafe fn look(packet: &Packet, offset: u32, left: u32) -> (u64, u64) {
     let mut first = MaybeUninit::uninit();
     let first = atomic::zeroed(&mut first);
     let n = if left < 16 { left } else { 16 };
@@ -307,6 +317,7 @@ pub unsafe fn complete(scan: &Scan, status: u32, now: u64) -> u32 {
             if guess {
                 tally!(slot, requests, 1);
                 tally!(slot, begun, 1);
+                exchange::tally_protocol(slot, get!(flow.rx_flags), 1);
             }
             answered(slot, status, request >> entry::SHIFT, now);
         }

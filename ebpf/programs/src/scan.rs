@@ -75,8 +75,12 @@ impl Scan {
         }
     }
 
+    /// Begins with the packet from `offset` on.
+    ///
+    /// # Safety
+    /// The window is ours.
     #[inline(always)]
-    unsafe fn begin(&mut self, now: u64, offset: u32, end: u32) {
+    pub unsafe fn begin(&mut self, now: u64, offset: u32, end: u32) {
         let w = self.window;
         // SAFETY: the caller's promise.
         unsafe {

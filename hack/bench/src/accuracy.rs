@@ -1,5 +1,5 @@
 //! Counted against generated: real clients load real servers in a pod, and the programs' count is held against the
-//! client's own. Only protocols that are counted can fail; the others are shown for what they are.
+//! client's own. Whatever is counted wrongly fails.
 
 mod outcome;
 mod pods;

@@ -18,7 +18,7 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Generated {
     /// Requests (or commands, or transactions) that it says were answered.
     pub requests: u64,
-    /// No more than so many others were sent and left unanswered, because it ended by time.
+    /// No more than so many others were sent: left unanswered because it ended by time, or of the generator's own affairs.
     pub unfinished: u64,
     /// Answers a second, where the generator tells.
     pub rate: f64,
@@ -151,39 +151,52 @@ fn h2load_done(text: &str) -> Option<u64> {
     done.parse().ok()
 }
 
-/// redis-benchmark: so many SETs and as many GETs.
-pub fn redis(site: &Site, port: u16, requests: u64) -> anyhow::Result<Generated> {
+/// redis-benchmark: so many SETs and as many GETs, so many at once on each connection.
+pub fn redis(site: &Site, port: u16, requests: u64, pipelined: u64) -> anyhow::Result<Generated> {
+    /// It asks for two settings of the server first, which it does not count.
+    const SETTINGS: u64 = 2;
     let mut command = site.client(&process::find("redis-benchmark")?)?;
-    let (port, requests_each) = (port.to_string(), (requests / 2).to_string());
-    command.args(["-h", ebpf_scaler_testbed::SERVER, "-p", &port]);
-    command.args(["-t", "set,get", "-n", &requests_each, "-c", "16", "-q"]);
+    // It sends whole pipelines, whatever is asked for.
+    let each = requests / 2 / pipelined * pipelined;
+    command.args(["-h", ebpf_scaler_testbed::SERVER, "-p", &port.to_string()]);
+    command.args(["-t", "set,get", "-n", &each.to_string(), "-c", "16", "-q"]);
+    command.args(["-P", &pipelined.to_string()]);
     process::output(&mut command, GRACE)?;
-    exact(Some(requests / 2 * 2))
+    Ok(Generated {
+        requests: each * 2,
+        unfinished: SETTINGS,
+        ..Generated::default()
+    })
 }
 
-/// pgbench: select-only transactions for some time.
-pub fn pgbench(site: &Site, port: u16, time: Duration) -> anyhow::Result<Generated> {
-    let program = process::find("pgbench")?;
-    let to = |command: &mut Command| {
-        let port = port.to_string();
-        command.args([
-            "-h",
-            ebpf_scaler_testbed::SERVER,
-            "-p",
-            &port,
-            "-U",
-            "bench",
-        ]);
-    };
-    let mut make = site.client(&program)?;
-    to(&mut make);
-    process::output(make.args(["-i", "-q", "postgres"]), GRACE)?;
-    let mut command = site.client(&program)?;
-    to(&mut command);
-    let seconds = time.as_secs().max(1).to_string();
-    command.args(["-n", "-S", "-c", "4", "-T", &seconds, "postgres"]);
-    let text = process::output(&mut command, time + GRACE)?;
-    exact(pgbench_processed(&text)).with_context(|| format!("pgbench said {text:?}"))
+/// The tables that pgbench wants.
+pub fn pgbench_tables(site: &Site, port: u16) -> anyhow::Result<()> {
+    let mut command = to_postgresql(site, port)?;
+    process::output(command.args(["-i", "-q", "postgres"]), GRACE)?;
+    Ok(())
+}
+
+/// pgbench: select-only transactions for some time, in one of its query modes. Each is one query.
+pub fn pgbench(site: &Site, port: u16, time: Duration, mode: &str) -> anyhow::Result<Generated> {
+    const CONNECTIONS: u64 = 4;
+    let mut command = to_postgresql(site, port)?;
+    let (seconds, connections) = (time.as_secs().max(1).to_string(), CONNECTIONS.to_string());
+    command.args(["-n", "-S", "-c", &connections, "-T", &seconds]);
+    let text = process::output(command.args(["-M", mode, "postgres"]), time + GRACE)?;
+    let generated =
+        exact(pgbench_processed(&text)).with_context(|| format!("pgbench said {text:?}"))?;
+    Ok(Generated {
+        // Two queries for the tables' size, and a statement that each connection prepares.
+        unfinished: 2 + CONNECTIONS,
+        ..generated
+    })
+}
+
+fn to_postgresql(site: &Site, port: u16) -> anyhow::Result<Command> {
+    let mut command = site.client(&process::find("pgbench")?)?;
+    command.args(["-h", ebpf_scaler_testbed::SERVER, "-U", "bench", "-p"]);
+    command.arg(port.to_string());
+    Ok(command)
 }
 
 fn pgbench_processed(text: &str) -> Option<u64> {

@@ -74,9 +74,9 @@ pub struct Maps {
 }
 
 /// How many steps the programs take at a time. Linux 6.1 walks through more than the million instructions that it
-/// allows for the first, and through half a million for the second (6.18: a tenth of a million for the first).
-const STEPS_TRIED: [u32; 2] = [STEPS, FEWER_STEPS];
-const FEWER_STEPS: u32 = STEPS / 3;
+/// allows for the first (6.18: a sixth of a million).
+const STEPS_TRIED: [u32; 3] = [STEPS, STEPS / 3, FEWEST_STEPS];
+const FEWEST_STEPS: u32 = STEPS / 6;
 /// How the acts begin that the verifier can refuse.
 const LOAD_PROGRAM: &str = "load the program";
 /// What is kept of a verifier's log: its end tells why.
@@ -130,7 +130,7 @@ impl Kernel {
             }
         }
         // Only now with the verifier's log: with it a refusal takes half a minute.
-        Kernel::load_with(options, FEWER_STEPS, VerifierLogLevel::DEBUG)
+        Kernel::load_with(options, FEWEST_STEPS, VerifierLogLevel::DEBUG)
     }
 
     fn load_with(
@@ -229,7 +229,7 @@ impl Kernel {
     fn refusal(&self, name: &str) -> Option<String> {
         let btf = self.btf.as_ref().ok()?;
         let log = VerifierLogLevel::DEBUG;
-        let mut ebpf = load_object(log, QUARANTINE, FEWER_STEPS, self.throttled).ok()?;
+        let mut ebpf = load_object(log, QUARANTINE, FEWEST_STEPS, self.throttled).ok()?;
         load_trace_point(&mut ebpf, btf, name).err()
     }
 

@@ -100,6 +100,10 @@ impl Reading {
         into.runqueue_wait_system_nanos += from.runqueue_wait_system_nanos;
         into.runqueue_wait_throttled_nanos += from.runqueue_wait_throttled_nanos;
         into.runqueue_wait_idle_nanos += from.runqueue_wait_idle_nanos;
+        into.requests_http2 += from.requests_http2;
+        into.requests_redis += from.requests_redis;
+        into.requests_postgresql += from.requests_postgresql;
+        into.tls_turns += from.tls_turns;
         for (into, from) in self.request_latency.iter_mut().zip(past.request_latency) {
             *into += from;
         }
@@ -150,5 +154,9 @@ fn counters(word: impl Fn(usize) -> u64) -> Counters {
         runqueue_wait_system_nanos: tally!(runqueue_wait_system_nanos),
         runqueue_wait_throttled_nanos: tally!(runqueue_wait_throttled_nanos),
         runqueue_wait_idle_nanos: tally!(runqueue_wait_idle_nanos),
+        requests_http2: tally!(requests_http2),
+        requests_redis: tally!(requests_redis),
+        requests_postgresql: tally!(requests_postgresql),
+        tls_turns: tally!(tls_turns),
     }
 }

@@ -98,7 +98,7 @@ pub(super) const fn hash_of(name: &[u8]) -> u64 {
 
 /// The place of the first LF in 8 bytes; 8 if there is none. Without trailing_zeros, which needs a table.
 #[inline(always)]
-pub(super) const fn newline(a: u64) -> u32 {
+pub(crate) const fn newline(a: u64) -> u32 {
     let x = a ^ 0x0a0a_0a0a_0a0a_0a0a;
     let mask = x.wrapping_sub(0x0101_0101_0101_0101) & !x & 0x8080_8080_8080_8080;
     if mask == 0 {
@@ -110,7 +110,7 @@ pub(super) const fn newline(a: u64) -> u32 {
 
 /// Eight bytes, `ahead` (at most 24) behind `pos`. The mask is for the verifier; the padding is for `ahead`.
 #[inline(always)]
-pub(super) unsafe fn word(w: *mut Window, pos: u32, ahead: usize) -> u64 {
+pub(crate) unsafe fn word(w: *mut Window, pos: u32, ahead: usize) -> u64 {
     let at = (pos & (WINDOW as u32 - 1)) as usize;
     // SAFETY: at most WINDOW - 1 + PAD bytes are read.
     unsafe { load((&raw const (*w).bytes).cast::<u8>().add(at).add(ahead)) }

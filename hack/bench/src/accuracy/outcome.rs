@@ -6,7 +6,7 @@ use crate::generators::Generated;
 use crate::scene::Statistics;
 use crate::table::verdict;
 
-/// What no workload of HTTP/1 may be off by.
+/// What no workload may be off by.
 const BUDGET: f64 = 0.001;
 
 /// What a workload speaks.
@@ -26,12 +26,6 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Protocols whose requests are counted: the others have bytes and connections only. What is added to the
-    /// recognisers is added here.
-    fn is_counted(self) -> bool {
-        matches!(self, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc)
-    }
-
     fn name(self) -> &'static str {
         match self {
             Protocol::Http1 => "HTTP/1",
@@ -52,12 +46,12 @@ pub struct Outcome {
     pub protocol: Protocol,
     /// Requests, by the generator's own count.
     pub generated: u64,
-    /// Requests that the generator may have sent beyond that, without waiting for the answer.
+    /// Requests that the generator may have sent beyond that: without waiting for the answer, or to prepare itself.
     pub unfinished: u64,
-    /// Requests, by the programs' count; none where the protocol is not counted.
-    pub counted: Option<u64>,
+    /// Requests, by the programs' count.
+    pub counted: u64,
     /// Counted less or more than was sent, as a share of what was generated; negative where too little was counted.
-    pub error: Option<f64>,
+    pub error: f64,
     /// Bytes in and out of the pod.
     pub bytes: u64,
     /// Requests that ended as aborted.
@@ -82,57 +76,38 @@ impl Outcome {
             protocol,
             generated: generated.requests,
             unfinished: generated.unfinished,
-            counted: Some(counted),
-            error: None,
+            counted,
+            error: 0.0,
             bytes: 0,
             aborted: 0,
             statistics: Statistics::new(),
             note: None,
         };
-        if !protocol.is_counted() && counted == 0 {
-            outcome.counted = None;
-            outcome.note = Some("not counted: bytes and connections only".to_owned());
-            return outcome;
-        }
         let sent_at_most = generated.requests + generated.unfinished;
         let off = match counted {
             less if less < generated.requests => -((generated.requests - less) as f64),
             more => more.saturating_sub(sent_at_most) as f64,
         };
-        outcome.error = Some(off / generated.requests.max(1) as f64);
+        outcome.error = off / generated.requests.max(1) as f64;
         outcome
     }
 
-    /// Whether something was counted twice, whatever the protocol, or a counted protocol is off by too much.
+    /// Whether something was counted twice, or the count is off by too much.
     pub fn is_wrong(&self) -> bool {
-        match self.error {
-            Some(error) => error > 0.0 || self.protocol.is_counted() && -error > BUDGET,
-            None => false,
-        }
+        self.error > 0.0 || -self.error > BUDGET
     }
 
     /// A row of the table.
     pub fn cells(&self) -> [String; 7] {
         let mark = if self.statistics.is_empty() { "" } else { " *" };
-        let counted = self
-            .counted
-            .map_or("not counted".to_owned(), |n| n.to_string());
-        let judged = self.protocol.is_counted();
         [
             format!("{}{mark}", self.name),
             self.protocol.name().to_owned(),
             self.generated.to_string(),
-            counted,
-            self.error.map_or("-".to_owned(), percent),
-            if judged {
-                percent(BUDGET)
-            } else {
-                "-".to_owned()
-            },
-            match self.error {
-                Some(_) if judged || self.is_wrong() => verdict(!self.is_wrong()),
-                _ => "-".to_owned(),
-            },
+            self.counted.to_string(),
+            percent(self.error),
+            percent(BUDGET),
+            verdict(!self.is_wrong()),
         ]
     }
 
@@ -177,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_was_left_unanswered_explains_a_difference() {
-        assert_eq!(outcome(Protocol::Http1, 1000, 16, 1016).error, Some(0.0));
+        assert_eq!(outcome(Protocol::Http1, 1000, 16, 1016).error, 0.0);
         assert!(!outcome(Protocol::Http1, 1000, 16, 1000).is_wrong());
     }
 
@@ -193,13 +168,5 @@ mod tests {
         let off = outcome(Protocol::Http1, 10_000, 0, 9_989);
         assert!(off.is_wrong());
         assert_eq!(off.cells()[4], "-0.110 %");
-    }
-
-    #[test]
-    fn what_is_not_counted_is_said_to_be_so() {
-        let redis = outcome(Protocol::Redis, 1000, 0, 0);
-        assert_eq!((redis.counted, redis.error), (None, None));
-        assert!(!redis.is_wrong());
-        assert_eq!(redis.cells()[3], "not counted");
     }
 }

@@ -56,6 +56,7 @@ struct Call<'a> {
 }
 
 type Client = fn(&Call<'_>) -> anyhow::Result<Generated>;
+type Preparation = fn(&Call<'_>) -> anyhow::Result<()>;
 
 /// One workload.
 pub struct Workload {
@@ -71,6 +72,8 @@ pub struct Workload {
 enum Kind {
     /// The client begins when the programs are there.
     Plain(Client),
+    /// Something is done to the server first, which is not counted.
+    Prepared(Preparation, Client),
     /// The wire is impaired meanwhile.
     Impaired(Impairment, Client),
     /// The connections are there first, and have been used, when new programs come.
@@ -84,6 +87,22 @@ const fn plain(name: &'static str, protocol: Protocol, server: Server, client: C
         protocol,
         server,
         kind: Kind::Plain(client),
+    }
+}
+
+const fn prepared(
+    name: &'static str,
+    protocol: Protocol,
+    server: Server,
+    preparation: Preparation,
+    client: Client,
+) -> Workload {
+    Workload {
+        name,
+        wire: Wire::Direct,
+        protocol,
+        server,
+        kind: Kind::Prepared(preparation, client),
     }
 }
 
@@ -225,11 +244,28 @@ pub static WORKLOADS: &[Workload] = &[
         runtime.block_on(grpc::call(c.server.url(""), c.scale.requests / 5, 4))
     }),
     plain("redis-benchmark", Protocol::Redis, Server::Redis, |c| {
-        generators::redis(&c.scene.site, c.server.port, c.scale.requests)
+        generators::redis(&c.scene.site, c.server.port, c.scale.requests, 1)
     }),
-    plain("pgbench", Protocol::Postgresql, Server::Postgres, |c| {
-        generators::pgbench(&c.scene.site, c.server.port, c.scale.time)
-    }),
+    plain(
+        "redis-benchmark-pipelined",
+        Protocol::Redis,
+        Server::Redis,
+        |c| generators::redis(&c.scene.site, c.server.port, c.scale.requests, PIPELINED),
+    ),
+    prepared(
+        "pgbench",
+        Protocol::Postgresql,
+        Server::Postgres,
+        |c| generators::pgbench_tables(&c.scene.site, c.server.port),
+        |c| generators::pgbench(&c.scene.site, c.server.port, c.scale.time, "simple"),
+    ),
+    prepared(
+        "pgbench-prepared",
+        Protocol::Postgresql,
+        Server::Postgres,
+        |c| generators::pgbench_tables(&c.scene.site, c.server.port),
+        |c| generators::pgbench(&c.scene.site, c.server.port, c.scale.time, "prepared"),
+    ),
     impaired("wrk at 1 % loss, nginx", LOSS, Server::Nginx, hello),
     impaired(
         "wrk POST 64 KiB at 1 % loss, hyper",
@@ -298,9 +334,17 @@ impl Workload {
     /// Runs it on a scene of its wire.
     pub fn run(&self, scene: &mut Scene, scale: &Scale) -> anyhow::Result<Outcome> {
         match &self.kind {
-            Kind::Plain(client) => {
+            Kind::Plain(client) | Kind::Prepared(_, client) => {
                 let target = scene.target()?;
                 let server = self.server.start(&scene.site, &target.pod)?;
+                if let Kind::Prepared(prepare, _) = &self.kind {
+                    prepare(&Call {
+                        scene,
+                        server: &server,
+                        scale,
+                    })?;
+                    settled(scene, &target)?;
+                }
                 self.measure(scene, &target, |scene| {
                     client(&Call {
                         scene,
