@@ -29,10 +29,13 @@ bench=(
 # Services that come with those packages and that we never want.
 services=(containerd nginx redis-server postgresql)
 places=$PATH:/usr/sbin:/sbin:/usr/local/sbin:/usr/lib/cni:/opt/cni/bin:/usr/libexec/cni
-# PostgreSQL's server lies in a directory of its version.
-for place in /usr/lib/postgresql/*/bin; do places+=:$place; done
 
-is_there() { [[ -n $(PATH=$places type -P "$1") ]]; }
+is_there() {
+  # PostgreSQL's server lies in a directory of its version, which may have just been installed.
+  local place all=$places
+  for place in /usr/lib/postgresql/*/bin; do all+=:$place; done
+  [[ -n $(PATH=$all type -P "$1") ]]
+}
 
 # find_missing PAIR...: sets missing_programs and missing_packages.
 find_missing() {
