@@ -165,13 +165,6 @@ async fn what_can_not_be_answered_says_why_in_a_status() {
         ),
         (
             "requests_per_second",
-            "ebpfscaler.io%2Fprotocol%3Dredis",
-            400,
-            "BadRequest",
-            "not supported yet",
-        ),
-        (
-            "requests_per_second",
             "ebpfscaler.io%2Fport%3Dhttp",
             400,
             "BadRequest",

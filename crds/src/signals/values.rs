@@ -66,11 +66,11 @@ macro_rules! values {
 }
 
 values! {
-    /// Requests a second from outside the pods, without kubelet probes and excluded ports.
+    /// Requests a second from outside the pods, of every protocol that is recognised, without kubelet probes and excluded ports.
     requests_per_second: Quantity as "Option<String>";
-    /// Requests begun and not yet answered, on average over the window.
+    /// Requests in flight on average over the window: HTTP/1 until they are answered, HTTP/2 until they have ended.
     requests_in_flight: Quantity as "Option<String>";
-    /// Requests a second answered with a 5xx status, or never answered because the connection ended.
+    /// Requests a second answered with a 5xx status or an error reply, or never answered because the connection ended.
     request_errors_per_second: Quantity as "Option<String>";
     /// Median time from a request's first byte in to its response's first byte out, microseconds.
     request_latency_p50_microseconds: i64 as "Option<i64>";
@@ -114,6 +114,8 @@ values! {
     tcp_rtt_p99_microseconds: i64 as "Option<i64>";
     /// TCP connections a second opened, from and to the pods.
     connections_per_second: Quantity as "Option<String>";
+    /// An estimate of the requests a second inside TLS, not in `requestsPerSecond`: times that a client sent after the server.
+    tls_turns_per_second: Quantity as "Option<String>";
 }
 
 /// The field of the metric of this name: `requests_per_second` is `requestsPerSecond`.

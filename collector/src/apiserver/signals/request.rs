@@ -170,6 +170,9 @@ fn refuse_keys(resource: Resource, query: &Query) -> Result<(), Failure> {
         };
         return refuse(key, "signals are of whole pods");
     }
+    if query.protocol.is_some() {
+        return refuse("protocol", "signals are of all protocols together");
+    }
     let has = |key: &str| {
         let key = format!("{}{key}", ebpf_scaler_measure::query::RESERVED_PREFIX);
         query.selector.requirements.iter().any(|r| r.key == key)

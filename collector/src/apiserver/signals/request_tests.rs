@@ -63,6 +63,16 @@ fn what_can_not_be_honoured_is_refused() {
             "podsignals are by pod",
         ),
         (
+            "labelSelector=ebpfscaler.io%2Fcontainer%3Dapp",
+            400,
+            "signals are of whole pods",
+        ),
+        (
+            "labelSelector=ebpfscaler.io%2Fprotocol%3Dredis",
+            400,
+            "all protocols together",
+        ),
+        (
             "labelSelector=ebpfscaler.io%2Fpod%3Da",
             400,
             "ask for podsignals",
