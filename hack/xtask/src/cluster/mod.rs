@@ -175,6 +175,7 @@ impl Cluster {
         };
         let mut command = Command::new(program);
         command.arg("--kubeconfig").arg(self.kubeconfig());
+        process::ends_with_us(&mut command);
         command
     }
 

@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -110,6 +111,20 @@ pub fn tail(log: &Path, lines: usize) -> String {
     let text = String::from_utf8_lossy(&text);
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Lets a command end when we do, however that happens: a client of a cluster that is gone can wait long for it. It has
+/// to be awaited by the thread that starts it.
+pub fn ends_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: prctl may be called between fork and exec.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        )
+    }
 }
 
 /// Runs a command to its end and returns what it printed; a failure shows what it said.
