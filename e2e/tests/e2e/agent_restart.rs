@@ -12,6 +12,11 @@ use ebpf_scaler_e2e::{
 
 use crate::steady::{NEEDED, RATE, four_replicas, kill};
 
+/// A node without an agent contributes what it last had, while connections, 32 of some five seconds' age, go on moving
+/// between the two nodes: a tenth of the load, more or less, is then on both or on neither. A node that counted twice
+/// would add half.
+const MOVED: f64 = 0.35;
+
 #[test]
 fn a_restart_scales_nothing_down_and_counts_nothing_twice() -> story::Outcome {
     story::run("agent-restart", async |story| {
@@ -49,7 +54,7 @@ fn a_restart_scales_nothing_down_and_counts_nothing_twice() -> story::Outcome {
         )
         .await?;
         let totals = load.stop().await?;
-        answers.never_exceed(&load, 0.05)?;
+        answers.never_exceed(&load, MOVED)?;
         let counted = counted(&story.client, &story.namespace, "web").await?;
         let most = counted.values().max().copied().unwrap_or(0);
         ensure!(

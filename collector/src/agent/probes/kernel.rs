@@ -229,7 +229,8 @@ impl Kernel {
     fn refusal(&self, name: &str) -> Option<String> {
         let btf = self.btf.as_ref().ok()?;
         let log = VerifierLogLevel::DEBUG;
-        let mut ebpf = load_object(log, QUARANTINE, FEWEST_STEPS, self.throttled).ok()?;
+        let slots = QUARANTINE + PARTS + 1;
+        let mut ebpf = load_object(log, slots, FEWEST_STEPS, self.throttled).ok()?;
         load_trace_point(&mut ebpf, btf, name).err()
     }
 
