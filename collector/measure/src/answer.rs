@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::index::{Phase, Pod};
 use crate::metric::{Aggregation, Metric, Window};
-use crate::node::{Log, STAND_IN, Source};
+use crate::node::STAND_IN;
 use crate::query::Query;
 pub use crate::refusal::AnswerError;
 use crate::refusal::Without;
@@ -13,6 +13,7 @@ use crate::series::Series;
 use crate::state::State;
 use crate::sum::Sum;
 use crate::time::Time;
+use crate::view::is_too_little;
 
 /// A metric's value over one window.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -189,69 +190,31 @@ impl State {
 
     fn add_expected(&self, pod: &Pod, since: Time, by_pod: bool, tally: &mut Tally<'_>, now: Time) {
         tally.expected += 1;
-        let name = pod.facts.node.as_deref().unwrap_or_default();
-        let family = tally.metric.family();
-        let node = self.node(name);
-        let (log, live) = match node.map_or(Source::Nothing, |n| n.source(now)) {
-            Source::Live(log) => (Some(log), true),
-            Source::LastKnown(log) => (Some(log), false),
-            Source::Nothing => (None, false),
-        };
-        if !live {
-            tally.silent.insert(name.to_owned());
-            tally
-                .why
-                .insert(match node.and_then(|n| n.log()?.arrived()) {
-                    Some(t) => format!("node {name} is silent for {} s", now.since(t) / 1_000_000),
-                    None => format!("no agent reports from node {name}"),
-                });
-        }
-        let narrow = &tally.query.narrow;
-        let found = log.and_then(|log| {
-            let not_before = log.measures_since(family)?;
-            let whole = [&log.pod(pod.cgroup_uid())?.series];
-            if narrow.is_whole() {
-                return Some((log, not_before, Found::Whole(whole)));
-            }
-            let (parts, since) = narrow.find(log, pod)?;
-            Some((log, not_before.max(since), Found::Parts(parts)))
-        });
-        let Some((log, not_before, found)) = found else {
-            if let Some(log) = log.filter(|_| live) {
-                let why = unseen(log, tally, name, pod);
-                tally.why.insert(why);
-            }
+        let query = tally.query;
+        let look = self.look(pod, tally.metric.family(), &query.narrow, now);
+        tally.silent.extend(look.silent.map(str::to_owned));
+        tally.why.extend(look.why);
+        let Some(view) = look.view else {
             tally.overdue |= now.since(since) > STAND_IN;
             return;
         };
-        // A family that has just been switched on has seen too little yet; so has a part.
-        if live && log.last().saturating_sub(not_before) < crate::node::MIN_SEEN {
-            tally.why.insert(if narrow.is_whole() {
-                format!("node {name} has just begun to measure {family}")
-            } else {
-                let pod = &pod.facts.name;
-                format!("node {name} has just begun to count {narrow} of pod {pod} apart")
-            });
-            tally.overdue |= now.since(since) > STAND_IN;
-            return;
-        }
-        let series = found.series();
-        if live {
+        let series = view.series();
+        if view.live {
             tally.covered += 1;
         } else {
             tally.estimated += 1;
         }
-        if let Some(t) = log.arrived() {
+        if let Some(t) = view.arrived {
             tally.sampled = Some(tally.sampled.map_or(t, |s| s.min(t)));
         }
-        tally.add(series, (log.last(), not_before));
+        tally.add(series, view.span);
         if by_pod {
             tally.pods.push(PodValue {
                 pod: pod.facts.name.clone(),
-                node: name.to_owned(),
-                sampled: log.arrived().unwrap_or(now),
-                estimated: !live,
-                windows: tally.own(series, (log.last(), not_before)),
+                node: pod.facts.node.as_deref().unwrap_or_default().to_owned(),
+                sampled: view.arrived.unwrap_or(now),
+                estimated: !view.live,
+                windows: tally.own(series, view.span),
             });
         }
     }
@@ -262,66 +225,13 @@ impl State {
         if tally.metric.aggregation() == Aggregation::MeanRatio {
             return;
         }
-        let name = pod.facts.node.as_deref().unwrap_or_default();
-        let Some(log) = self.node(name).and_then(|n| n.log()) else {
+        let family = tally.metric.family();
+        let Some(view) = self.look_back(pod, family, &tally.query.narrow, now) else {
             return;
         };
-        let (Some(mut not_before), Some(tracked), Some(arrived)) = (
-            log.measures_since(tally.metric.family()),
-            log.pod(pod.cgroup_uid()),
-            log.arrived(),
-        ) else {
-            return;
-        };
-        let narrow = &tally.query.narrow;
-        let mut found = Found::Whole([&tracked.series]);
-        if !narrow.is_whole() {
-            let Some((parts, since)) = narrow.find(log, pod) else {
-                return;
-            };
-            not_before = not_before.max(since);
-            found = Found::Parts(parts);
-        }
-        // Nothing more comes from it where its node is silent, so its part leaves the window as time goes.
-        let silent = now.since(arrived);
-        let ahead = if silent > crate::node::LIVE {
-            silent
-        } else {
-            0
-        };
-        let end = log.last().saturating_add(ahead);
         for (window, sum) in tally.windows.iter().zip(&mut tally.sums) {
-            sum.absorb(tally.metric, found.series(), *window, (end, not_before));
+            sum.absorb(tally.metric, view.series(), *window, view.span);
         }
-    }
-}
-
-/// What of a pod counts.
-enum Found<'a> {
-    Whole([&'a Series; 1]),
-    Parts(Vec<&'a Series>),
-}
-
-impl<'a> Found<'a> {
-    fn series(&self) -> &[&'a Series] {
-        match self {
-            Self::Whole(one) => one,
-            Self::Parts(parts) => parts,
-        }
-    }
-}
-
-/// Why a live agent has no value for a pod.
-fn unseen(log: &Log, tally: &Tally<'_>, node: &str, pod: &Pod) -> String {
-    let (family, name) = (tally.metric.family(), &pod.facts.name);
-    match (log.degraded(family), log.measures_since(family)) {
-        (Some(reason), _) => format!("node {node} can not measure {family}: {reason}"),
-        (None, None) => format!("node {node} does not measure {family} yet; it has been asked to"),
-        (None, Some(_)) if log.pod(pod.cgroup_uid()).is_some() => format!(
-            "node {node} does not count {} of pod {name} apart yet; it has been asked to",
-            tally.query.narrow
-        ),
-        (None, Some(_)) => format!("the agent of node {node} does not see pod {name}"),
     }
 }
 
@@ -345,9 +255,7 @@ impl Tally<'_> {
 
     /// By the rules for one value over all pods.
     fn close(self, now: Time) -> Result<Answer, AnswerError> {
-        let missing = self.expected - self.covered - self.estimated;
-        let too_few = self.covered * 2 < self.expected;
-        if too_few || (missing > 0 && self.overdue) {
+        if is_too_little(self.expected, self.covered, self.estimated, self.overdue) {
             return Err(self.missing());
         }
         Ok(self.answer(now))

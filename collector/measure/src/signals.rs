@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::answer::Others;
 use crate::index::Pod;
 use crate::metric::{Aggregation, Distribution, Family, Metric, Window};
+use crate::narrow::Narrow;
 use crate::node::STAND_IN;
 use crate::quantile::Merged;
 use crate::state::State;
@@ -308,11 +309,12 @@ impl<'a> Adder<'a> {
         let mut silent = BTreeSet::new();
         let mut blamed = causes::Blamed::default();
         let mut others = Others::default();
+        let whole = Narrow::default();
         for pod in pods {
             let Some(since) = pod.expected_since(self.now) else {
                 others.count(pod);
                 for family in Family::ALL {
-                    if let Some(view) = self.state.look_back(pod, family, self.now) {
+                    if let Some(view) = self.state.look_back(pod, family, &whole, self.now) {
                         self.add(family, &view, false);
                     }
                 }
@@ -320,7 +322,7 @@ impl<'a> Adder<'a> {
             };
             signals.expected += 1;
             for (family, tally) in Family::ALL.into_iter().zip(&mut tallies) {
-                let look = self.state.look(pod, family, self.now);
+                let look = self.state.look(pod, family, &whole, self.now);
                 silent.extend(look.silent);
                 if tally.why.len() < MAX_WHYS {
                     tally.why.extend(look.why);

@@ -86,16 +86,18 @@ impl Hub {
 
     /// Keeps a family measured, of all pods.
     pub fn keep(&self, family: Family) {
-        let now = self.clock.now();
-        if self.demand.ask(family, "", &Query::default(), now) {
-            self.demand.publish(&self.state(), now);
-        }
+        self.hold("", family, &Query::default(), self.clock.now());
     }
 
     /// Keeps what a query needs measured.
     fn demand(&self, namespace: &str, metric: Metric, query: &Query, now: Time) {
-        let fits = query.narrow.misfit(metric).is_none();
-        if fits && self.demand.ask(metric.family(), namespace, query, now) {
+        if query.narrow.misfit(metric).is_none() {
+            self.hold(namespace, metric.family(), query, now);
+        }
+    }
+
+    fn hold(&self, namespace: &str, family: Family, query: &Query, now: Time) {
+        if self.demand.ask(family, namespace, query, now) {
             self.demand.publish(&self.state(), now);
         }
     }
