@@ -21,20 +21,6 @@ struct Read {
     replicas: i32,
 }
 
-// Crontab has no equality; what was read is known by what it was read from.
-impl PartialEq for Read {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.name, self.duration, self.replicas) == (&other.name, other.duration, other.replicas)
-            && format!("{:?}", self.start) == format!("{:?}", other.start)
-    }
-}
-
-impl PartialEq for Schedules {
-    fn eq(&self, other: &Self) -> bool {
-        self.read == other.read && self.mistakes == other.mistakes
-    }
-}
-
 impl Schedules {
     /// Reads what the API server could not check: numbers out of range, names of time zones.
     #[must_use]

@@ -60,7 +60,7 @@ pub struct Shown {
 }
 
 /// What a spec means.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// For the engine.
     pub policy: Policy,
