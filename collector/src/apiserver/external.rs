@@ -19,7 +19,7 @@ use super::api::Caller;
 use super::discovery::{Group, Resource, Version};
 use super::hub::Hub;
 use super::media::{Form, negotiate};
-use super::openapi::{Operation, REF};
+use super::openapi::{Operation, list_schema};
 use super::options::Options;
 use super::quantity::quantity;
 use super::reviews::Action;
@@ -93,18 +93,10 @@ fn schemas() -> Vec<(&'static str, Value)> {
             "value": {"type": "string", "description": "a quantity in the unit that the metric's name tells"},
         },
     });
-    let list = json!({
-        "description": "values of a metric",
-        "type": "object",
-        "required": ["items"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "items": {"type": "array", "items": {"$ref": format!("{REF}{VALUE}")}},
-        },
-    });
-    vec![(VALUE, value), (LIST, list)]
+    vec![
+        (VALUE, value),
+        (LIST, list_schema("values of a metric", VALUE)),
+    ]
 }
 
 /// Lists a metric's values: one item for all pods that the selector picks.

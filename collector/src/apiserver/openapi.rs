@@ -17,10 +17,25 @@ use super::hub::Hub;
 use super::media::{Form, negotiate};
 
 /// What a reference to another schema begins with.
-pub const REF: &str = "#/components/schemas/";
+const REF: &str = "#/components/schemas/";
 /// The same in version 2.
 const REF_V2: &str = "#/definitions/";
 const JSON: &str = "application/json";
+
+/// The schema of a list of what is called `of`.
+pub fn list_schema(description: &str, of: &str) -> Value {
+    json!({
+        "description": description,
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "items": {"type": "array", "items": {"$ref": format!("{REF}{of}")}},
+        },
+    })
+}
 
 /// A question that can be asked by GET.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::question::OWNERS;
 use super::{GROUP, VERSIONS};
 use crate::apiserver::discovery::{Group, Resource, Version};
-use crate::apiserver::openapi::{Operation, REF};
+use crate::apiserver::openapi::{Operation, list_schema};
 
 /// The group as clients see it.
 pub fn group() -> Group {
@@ -130,16 +130,6 @@ fn schemas(version: &str) -> Vec<(&'static str, Value)> {
         properties["windowSeconds"] = window;
     }
     let (value_name, list_name) = names(version);
-    let list = json!({
-        "description": "values of a metric for some set of objects",
-        "type": "object",
-        "required": ["items"],
-        "properties": {
-            "apiVersion": text(),
-            "kind": text(),
-            "metadata": {"type": "object"},
-            "items": {"type": "array", "items": {"$ref": format!("{REF}{value_name}")}},
-        },
-    });
+    let list = list_schema("values of a metric for some set of objects", value_name);
     vec![(value_name, value), (list_name, list)]
 }

@@ -2,11 +2,10 @@
 //! `kubectl explain` has something to say.
 
 use ebpf_scaler_crds::signals::{GROUP, VERSION, schemas};
-use serde_json::{Value, json};
 
 use super::item::Resource;
 use crate::apiserver::discovery::{self, Group, Version};
-use crate::apiserver::openapi::{Operation, REF};
+use crate::apiserver::openapi::{Operation, list_schema};
 
 const QUERY: [(&str, &str, &str); 9] = [
     (
@@ -73,7 +72,7 @@ pub fn group() -> Group {
         let resource = Resource::ALL.into_iter().find(|r| r.kind() == kind);
         (types(resource.unwrap_or(Resource::Pods)).0, schema)
     });
-    let lists = Resource::ALL.map(|r| (types(r).1, list(types(r).0)));
+    let lists = Resource::ALL.map(|r| (types(r).1, list_schema("a list of them", types(r).0)));
     Group {
         name: GROUP,
         versions: vec![Version {
@@ -83,20 +82,6 @@ pub fn group() -> Group {
             operations: Resource::ALL.into_iter().flat_map(operations).collect(),
         }],
     }
-}
-
-fn list(of: &str) -> Value {
-    json!({
-        "description": "a list of them",
-        "type": "object",
-        "required": ["items"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "items": {"type": "array", "items": {"$ref": format!("{REF}{of}")}},
-        },
-    })
 }
 
 fn operations(resource: Resource) -> [Operation; 3] {
