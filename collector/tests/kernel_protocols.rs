@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use ebpf_scaler_collector::agent::probes::{Options, Probes};
 use kernel::http::{Pair, one_pod};
+use kernel::raw::silence_resets;
+use kernel::wire::Wire;
 use kernel::{CLIENT, EXCLUDED, Pod, SERVER, World, eventually};
 
 fn command(arguments: &[&str]) -> String {
@@ -191,6 +193,47 @@ fn connections_older_than_the_programs_are_found_by_requests_that_are_answered()
     }
     let c = world.counters(&pod);
     assert_eq!((c.requests, c.requests_in_flight), (requests, 0));
+}
+
+/// A segment that comes before its turn is not looked at, however many commands it holds; each has its answer.
+#[test]
+fn what_is_missed_of_a_batch_shows_in_the_answers() {
+    let (world, pod, listener) = one_pod(6379);
+    silence_resets(&world);
+    let mut redis = Wire::new(&listener, 2000);
+    redis.ask("PING\r\n", &[], &[0]);
+    redis.answer("+PONG\r\n");
+    let set = command(&["SET", "key", "0123456789"]);
+    let batch = set.repeat(20);
+    // In a command, and where one begins.
+    let cuts = [set.len() * 5 + 7, set.len() * 10, set.len() * 15 + 11];
+    let orders = [[0, 2, 1, 3], [1, 0, 2, 3], [0, 1, 3, 2], [3, 2, 1, 0]];
+    for order in orders.into_iter().cycle().take(12) {
+        redis.ask(&batch, &cuts, &order);
+        // Some answers come while the batch is on its way.
+        redis.answer(&"+OK\r\n".repeat(20));
+        redis.ask("PING\r\n", &[], &[0]);
+        redis.answer("+PONG\r\n");
+    }
+    assert_eq!(sums(&world, &pod), (253, 253, 0, 0), "{}", world.troubles());
+    assert_eq!(world.counters(&pod).requests_redis, 253);
+    assert!(
+        world.statistic("requests_inferred") >= 50,
+        "{}",
+        world.troubles()
+    );
+    assert_eq!(world.statistic("responses_unmatched"), 0);
+    // What answers nothing is no request, but for as many as could have been in what was missed.
+    let mut pushed = Wire::new(&listener, 2001);
+    pushed.ask("PING\r\n", &[], &[0]);
+    pushed.answer("+PONG\r\n");
+    let half = set.len() / 2;
+    pushed.ask(&set.repeat(2), &[half, set.len() + half], &[1, 0, 2]);
+    pushed.answer(&"+OK\r\n".repeat(200));
+    let most = 254 + 2 * set.len() as u64 / 6;
+    let counted = sums(&world, &pod).0;
+    assert!((256..=most).contains(&counted), "{}", world.troubles());
+    assert!(world.statistic("responses_unmatched") + most >= 254 + 200);
 }
 
 /// A pod's own commands are not its load, although answers look like commands.

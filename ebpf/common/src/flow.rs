@@ -14,7 +14,7 @@ pub const MAX_EARLY: u32 = 4;
 pub const MAX_EARLY_OF_ONE: u32 = 4096;
 
 /// How many packets with payload a connection sends for each look at its round-trip time; a power of two.
-pub const RTT_EVERY: u64 = 16;
+pub const RTT_EVERY: u32 = 16;
 
 /// What a connection is; known when its state is made.
 pub mod kind {
@@ -101,9 +101,11 @@ pub struct Flow {
     /// When the request began that was answered before its headers were complete.
     pub answered: u64,
     /// Requests and probes not counted yet, see [`rx_flag::PARKED`].
-    pub parked: u32,
+    pub parked: u16,
     /// See `parked`.
-    pub parked_probes: u32,
+    pub parked_probes: u16,
+    /// Bytes in that could hold requests and were not looked at, because the place was lost. Never falls.
+    pub unseen: u32,
 
     /// The next sequence number in, and [`BUSY`].
     pub rx_next: u64,
@@ -129,7 +131,9 @@ pub struct Flow {
     /// Responses; `SEARCH` while none needs framing.
     pub tx: Machine,
     /// Packets out with new payload; of each [`RTT_EVERY`] one looks at the round-trip time.
-    pub tx_packets: u64,
+    pub tx_packets: u32,
+    /// Requests counted for answers to what was in `unseen`.
+    pub inferred: u32,
 
     /// Outstanding requests.
     pub ring: [u64; OUTSTANDING as usize],

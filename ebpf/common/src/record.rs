@@ -272,6 +272,8 @@ stats! {
     Http2NoStatus = "http2_status_unknown",
     /// HTTP/2 requests whose frames were missed and of which only the streams' numbers tell: counted, but not timed.
     Http2Inferred = "http2_requests_inferred",
+    /// Redis's and PostgreSQL's requests whose bytes were missed and of which only the answers tell: counted, but not timed.
+    Inferred = "requests_inferred",
     /// Packets with more HTTP/2 frames than are walked.
     Http2Frames = "http2_frames_overflow",
     /// HTTP/2 connections whose first payload reached a listener: the requests in it are counted when a later one tells of

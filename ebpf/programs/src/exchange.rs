@@ -23,6 +23,9 @@ use crate::{requests as http, responses};
 /// Steps a packet: 64 KiB hold no more tokens, none of which is shorter than four bytes with its payload.
 const TURNS: u32 = 16_384;
 
+/// Bytes of the shortest request: PING of RESP on a line, and an empty query of PostgreSQL's.
+const SHORTEST: u32 = 6;
+
 /// Where the ports begin that Linux gives to clients (net.ipv4.ip_local_port_range).
 const CLIENTS_PORTS: u32 = 32_768;
 
@@ -162,7 +165,54 @@ pub unsafe fn passes(flow: *mut Flow, gap: u32) -> bool {
 #[inline(always)]
 pub unsafe fn lose(flow: *mut Flow, gap: u32) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { wire::skip_gap(rx(flow), gap) }
+    unsafe {
+        let kept = wire::skip_gap(rx(flow), gap);
+        if lost(flow) {
+            unseen(flow, gap);
+        }
+        kept
+    }
+}
+
+/// Whether nothing is known of the bytes in to come.
+#[inline(always)]
+unsafe fn lost(flow: *mut Flow) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let m = rx(flow);
+        get!(m.state) == state::LOST
+    }
+}
+
+/// Remembers bytes in that may have held requests.
+#[inline(always)]
+unsafe fn unseen(flow: *mut Flow, bytes: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { set!(flow.unseen, get!(flow.unseen).saturating_add(bytes)) };
+}
+
+/// An answer to a request that was not seen: each request has one answer, so those missed show when there are more answers
+/// than requests. False if no request was missed that it could answer; it is something else then, like a message to a
+/// subscriber.
+///
+/// # Safety
+/// The slot was just checked, the flow is valid, and its packets out are ours.
+#[inline(always)]
+pub unsafe fn answers_unseen(flow: *mut Flow, slot: Slot) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let flags = get!(flow.rx_flags);
+        let (unseen, inferred) = (get!(flow.unseen), get!(flow.inferred));
+        if flags & rx_flag::WIRE == 0 || inferred >= unseen / SHORTEST {
+            return false;
+        }
+        set!(flow.inferred, inferred + 1);
+        count(Stat::Inferred);
+        tally!(slot, requests, 1);
+        tally!(slot, begun, 1);
+        tally_protocol(slot, flags, 1);
+        true
+    }
 }
 
 /// Looks at `left` bytes of payload in, which begin at `offset`. Returns where in the packet [`walk_in`] is to go on, or
@@ -178,13 +228,14 @@ pub unsafe fn requests(packet: &Packet, flow: *mut Flow, offset: u32, left: u32)
         if wire::skip_all(m, left) {
             return NOWHERE;
         }
-        if get!(m.state) == state::LOST {
-            if offset != 0 || left < 5 {
-                return NOWHERE;
-            }
+        if lost(flow) {
             // What is spoken is proven, and answers are still paired in their order: not a guess as at first sight.
-            let (first, _) = look(packet, 0, left);
-            if found(packet, first, left, get!(flow.rx_flags) & rx_flag::WIRE) == 0 {
+            let begins = offset == 0 && left >= 5 && {
+                let (first, _) = look(packet, 0, left);
+                found(packet, first, left, get!(flow.rx_flags) & rx_flag::WIRE) != 0
+            };
+            if !begins {
+                unseen(flow, left);
                 return NOWHERE;
             }
             count(Stat::RequestResync);
@@ -204,7 +255,7 @@ pub unsafe fn walk_in(packet: &Packet, flow: *mut Flow, slot: Slot, pos: u32) {
     unsafe {
         let m = rx(flow);
         let Some((scratch, bit)) = take_scratch() else {
-            lost_in(flow);
+            lost_in(flow, packet.len - pos);
             return;
         };
         let mut scan = Scan {
@@ -219,20 +270,21 @@ pub unsafe fn walk_in(packet: &Packet, flow: *mut Flow, slot: Slot, pos: u32) {
         let unfinished = wire::unfinished(m, scan.window);
         return_scratch(bit);
         if unfinished || get!(m.state) == state::LOST {
-            lost_in(flow);
+            lost_in(flow, packet.len - pos);
         }
     }
 }
 
-/// The place is lost. What was never proven was nothing of ours.
+/// The place is lost, with this many bytes. What was never proven was nothing of ours.
 #[inline(always)]
-unsafe fn lost_in(flow: *mut Flow) {
+unsafe fn lost_in(flow: *mut Flow, bytes: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         wire::lost(rx(flow));
         let flags = get!(flow.rx_flags);
         if flags & (rx_flag::HTTP | rx_flag::TLS) != 0 {
             count(Stat::RequestDesync);
+            unseen(flow, bytes);
         } else {
             set!(flow.rx_flags, flags & !rx_flag::WIRE);
             set!(flow.rx.phase, http1::phase::SEARCH);

@@ -187,8 +187,8 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
             return;
         }
         let (requests, probes) = (
-            get!(parked.parked) as u64,
-            get!(parked.parked_probes) as u64,
+            u64::from(get!(parked.parked)),
+            u64::from(get!(parked.parked_probes)),
         );
         (*flow).rx_flags = get!(parked.rx_flags) & !rx_flag::PARKED;
         // Nothing has been sent yet; a SYN that carried the request acknowledged nothing.
@@ -203,6 +203,7 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
         );
         (*flow).head = get!(parked.head);
         (*flow).lost_head = get!(parked.lost_head);
+        (*flow).unseen = get!(parked.unseen);
         (*flow).kind |= kind::OPENED;
         set!(flow.rx_next, next as u64);
         let _ = PARKED.remove(key);
@@ -307,6 +308,8 @@ pub unsafe fn connected_again(packet: &Packet, flow: *mut Flow, slot: Slot) {
         set!(flow.flush, get!(flow.head));
         set!(flow.lost_tail, get!(flow.lost_head));
         set!(flow.early_segments, 0);
+        set!(flow.unseen, 0);
+        set!(flow.inferred, 0);
         set!(flow.kind, kind_of(packet) | kind::OPENED | version(slot));
         set!(flow.rx_flags, 0);
         set!(flow.rx.phase, phase::START);

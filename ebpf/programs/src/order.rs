@@ -125,7 +125,7 @@ unsafe fn in_order<const LISTENER: bool>(
                 if !go_on && wait(packet, flow, next, end) {
                     return next;
                 }
-                lose(flow, c, mode, gap);
+                lose(flow, c, gap);
                 0
             }
         };
@@ -152,7 +152,7 @@ unsafe fn in_order<const LISTENER: bool>(
                 frames::requests(packet, flow, c, slot, pos);
             }
         }
-        past_early(flow, c, mode, end)
+        past_early(flow, c, end)
     }
 }
 
@@ -189,7 +189,7 @@ unsafe fn wait(packet: &Packet, flow: *mut Flow, next: u32, end: u32) -> bool {
 
 /// Moves over bytes that came before their turn and were not looked at: fine inside a body.
 #[inline(always)]
-unsafe fn past_early(flow: *mut Flow, c: *mut Connection, mode: Mode, end: u32) -> u32 {
+unsafe fn past_early(flow: *mut Flow, c: *mut Connection, end: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe {
         if get!(flow.early_segments) == 0 || before(end, get!(flow.early_from)) {
@@ -200,17 +200,18 @@ unsafe fn past_early(flow: *mut Flow, c: *mut Connection, mode: Mode, end: u32) 
         if !before(end, to) {
             return end;
         }
-        lose(flow, c, mode, to.wrapping_sub(end));
+        lose(flow, c, to.wrapping_sub(end));
         to
     }
 }
 
 /// Accounts for bytes that will not be seen.
 #[inline(always)]
-unsafe fn lose(flow: *mut Flow, c: *mut Connection, mode: Mode, gap: u32) {
+unsafe fn lose(flow: *mut Flow, c: *mut Connection, gap: u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        let kept = if mode == Mode::Wire {
+        // Not by what was spoken when the segment came: that may have been found out in it.
+        let kept = if get!(flow.rx_flags) & rx_flag::WIRE != 0 {
             exchange::lose(flow, gap)
         } else if c.is_null() {
             let m = &raw mut (*flow).rx;

@@ -293,11 +293,12 @@ pub unsafe fn complete(scan: &Scan, status: u32, now: u64) -> u32 {
         let tail = oldest(flow);
         if tail == get!(flow.head) {
             let lost = get!(flow.lost_tail);
-            if lost == get!(flow.lost_head) {
+            if lost != get!(flow.lost_head) {
+                set!(flow.lost_tail, lost.wrapping_add(1));
+            } else if !exchange::answers_unseen(flow, slot) {
                 count(Stat::Unmatched);
                 return 0;
             }
-            set!(flow.lost_tail, lost.wrapping_add(1));
             class(slot, status);
             tally!(slot, ended, 1);
             return 0;
