@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-use ebpf_scaler_crds::{EbpfScaler, definition, manifest};
+use ebpf_scaler_crds::{EbpfScaler, MANIFESTS, ScalingHistory, definition, history, manifest};
 use kube::core::cel::Validator;
 use serde_json::{Value, json};
 
@@ -37,10 +37,35 @@ fn refused(object: &Value) -> String {
 }
 
 #[test]
-fn the_committed_manifest_is_the_generated_one() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/generated/ebpfscalers.yaml");
-    let committed = std::fs::read_to_string(path).unwrap();
-    assert_eq!(committed, manifest().unwrap(), "run `make generate`");
+fn the_committed_manifests_are_the_generated_ones() {
+    for name in MANIFESTS {
+        let path = format!("{}/generated/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+        let committed = std::fs::read_to_string(path).unwrap();
+        assert_eq!(committed, manifest(name).unwrap(), "run `make generate`");
+    }
+    assert!(manifest("pods").unwrap_err().contains("scalinghistories"));
+}
+
+#[test]
+fn a_history_is_accepted_and_survives_a_round_trip() {
+    let object = json!({
+        "metadata": {"name": "web", "namespace": "shop"},
+        "decisions": [
+            {"time": "2026-11-24T10:42:07.123456Z", "from": 2, "to": 6, "ready": 2, "outcome": "Applied",
+             "reason": "BurstAboveTarget", "message": "…", "metrics": [
+                {"name": "requests_per_second", "value": "612.5", "target": "100", "proposal": 6, "basis": "Burst",
+                 "window": "3s", "coverage": "1"},
+                {"name": "queue_depth", "target": "30", "basis": "Missing", "message": "no such metric"}]},
+            {"time": "2026-11-24T10:40:00.000000Z", "from": 2, "to": 2, "ready": 2, "outcome": "Held",
+             "reason": "NoMetrics", "message": "…", "error": "…"},
+        ],
+        "load": {"metric": "requests_per_second", "start": "2026-11-24T10:40:00Z", "stepSeconds": 300,
+            "values": ["612.5", "", "80"]},
+    });
+    let schema = history()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
+    Validator::new().validate(&schema, &object, None).unwrap();
+    let typed: ScalingHistory = serde_json::from_value(object.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&typed).unwrap(), object);
 }
 
 #[test]

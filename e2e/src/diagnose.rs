@@ -10,7 +10,7 @@ pub async fn print(kubeconfig: &Path, namespace: &str) {
     let commands: [&[&str]; 6] = [
         &[
             "get",
-            "pods,ebpfscalers,hpa,deployments",
+            "pods,ebpfscalers,scalinghistories,hpa,deployments",
             "-o",
             "wide",
             "-n",

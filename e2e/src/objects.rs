@@ -42,12 +42,21 @@ fn split(api_version: &str) -> (String, String) {
 
 /// EbpfScalers of a namespace, without depending on their Rust types: the tests see what any client sees.
 pub fn scalers(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    ours(client, namespace, "EbpfScaler", "ebpfscalers")
+}
+
+/// What the operator remembers of its decisions, as [`scalers`].
+pub fn histories(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    ours(client, namespace, "ScalingHistory", "scalinghistories")
+}
+
+fn ours(client: &Client, namespace: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
     let resource = ApiResource {
         group: "ebpfscaler.io".to_owned(),
         version: "v1alpha1".to_owned(),
         api_version: "ebpfscaler.io/v1alpha1".to_owned(),
-        kind: "EbpfScaler".to_owned(),
-        plural: "ebpfscalers".to_owned(),
+        kind: kind.to_owned(),
+        plural: plural.to_owned(),
     };
     Api::namespaced_with(client.clone(), namespace, &resource)
 }

@@ -1,20 +1,24 @@
-//! Reads and writes scale subresources, and writes status. Never decides what.
+//! Reads and writes scale subresources, and writes status and histories. Never decides what.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use ebpf_scaler_crds::EbpfScaler;
+use ebpf_scaler_crds::{EbpfScaler, ScalingHistory};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     autoscaling::v1::Scale,
+    core::v1::ObjectReference,
 };
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::leader::Leadership;
+use crate::{
+    leader::Leadership,
+    scaler::{Addition, load::merged},
+};
 
 /// Who we are in managedFields.
 pub const MANAGER: &str = "ebpf-scaler-operator";
@@ -194,6 +198,62 @@ impl Applier {
             }
         }
         Written::Failed("the target's version changes faster than it can be written".into())
+    }
+
+    /// Adds to the history of the EbpfScaler `owner`, and keeps the `most` latest decisions.
+    ///
+    /// # Errors
+    /// When it is refused, or we no longer lead.
+    pub async fn record(
+        &self,
+        owner: &ObjectReference,
+        addition: Addition,
+        most: usize,
+    ) -> Result<(), String> {
+        if !self.leadership.holds() {
+            return Err("no longer the leader".into());
+        }
+        let namespace = owner.namespace.as_deref().unwrap_or_default();
+        let (name, uid) = (owner.name.as_deref().unwrap_or_default(), &owner.uid);
+        let api: Api<ScalingHistory> = Api::namespaced(self.client.clone(), namespace);
+        let write = async {
+            // One of a former EbpfScaler of that name is not continued.
+            let ours = |h: &ScalingHistory| {
+                h.owner_references()
+                    .iter()
+                    .any(|o| Some(&o.uid) == uid.as_ref())
+            };
+            let found = api.get_opt(name).await?.filter(ours).unwrap_or_default();
+            let mut decisions = addition.decisions;
+            decisions.extend(found.decisions);
+            decisions.truncate(most);
+            let mut history = json!({
+                "apiVersion": ScalingHistory::api_version(&()),
+                "kind": ScalingHistory::kind(&()),
+                "metadata": {"ownerReferences": [{
+                    "apiVersion": owner.api_version,
+                    "kind": owner.kind,
+                    "name": name,
+                    "uid": uid,
+                    "controller": true,
+                }]},
+                "decisions": decisions,
+            });
+            if let Some(load) = merged(found.load, addition.load) {
+                history["load"] = json!(load);
+            }
+            let params = PatchParams::apply(MANAGER).force();
+            api.patch(name, &params, &Patch::Apply(&history)).await
+        };
+        match tokio::time::timeout(self.timeout, write).await {
+            Ok(Ok(_)) => Ok(()),
+            // The namespace goes, and the scaler with it: there is nothing to remember.
+            Ok(Err(kube::Error::Api(e))) if e.code == 404 && e.message.contains("namespaces") => {
+                Ok(())
+            }
+            Ok(Err(e)) => Err(text(&e)),
+            Err(_) => Err("writing the history timed out".into()),
+        }
     }
 
     /// Writes a status.

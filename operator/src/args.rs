@@ -67,6 +67,10 @@ pub struct Args {
     #[arg(long, env = "EBPF_SCALER_TICK", default_value = "250ms", value_parser = humantime::parse_duration)]
     pub tick: Duration,
 
+    /// Decisions that the ScalingHistory of an EbpfScaler keeps, 200 at most; 0 writes none
+    #[arg(long, env = "EBPF_SCALER_HISTORY_ENTRIES", default_value = "30")]
+    pub history_entries: usize,
+
     /// Timeout of one write; at most what the lease leaves after its renewal deadline
     #[arg(long, env = "EBPF_SCALER_WRITE_TIMEOUT", default_value = "3s", value_parser = humantime::parse_duration)]
     pub write_timeout: Duration,
@@ -213,6 +217,11 @@ impl Args {
         anyhow::ensure!(
             self.tick >= Duration::from_millis(10),
             "--tick must be at least 10ms"
+        );
+        anyhow::ensure!(
+            self.history_entries <= 200,
+            "--history-entries ({}) must be at most 200, which fill about 100 KiB",
+            self.history_entries
         );
         let c = &self.certs;
         anyhow::ensure!(

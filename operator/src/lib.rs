@@ -145,6 +145,7 @@ async fn lead(
         collector: args.collector.clone(),
         tick: args.tick,
         identity: args.identity.clone(),
+        history_entries: args.history_entries,
         stream_wanted,
         told,
         poll_wanted,

@@ -192,3 +192,45 @@ fn what_cannot_be_simulated_is_said_with_its_place() {
     }
     assert!(run(&["--scaler", &sample]).unwrap_err().contains("--trace"));
 }
+
+#[test]
+fn what_a_scaler_saw_can_be_played_again() {
+    let sample = path("config/samples/request-rate.yaml");
+    let file = scratch("history.yaml");
+    let history = "apiVersion: ebpfscaler.io/v1alpha1\nkind: ScalingHistory\nmetadata: {name: web, namespace: shop}\n\
+        decisions: []\nload:\n  metric: requests_per_second\n  start: \"2026-11-24T10:00:00Z\"\n  stepSeconds: 300\n  \
+        values: [\"100\", \"\", \"600\", \"150.5\"]\n";
+    let simulate = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let file = file.to_str().unwrap();
+        run(&["--scaler", &sample, "--trace", file, "--against", "hpa"])
+    };
+    let printed = simulate(history).unwrap();
+    assert!(printed.starts_with("web, 1200 s, "), "{printed}");
+    // 300 s each at 100, 100, 600 and 150.5 requests/s.
+    let requests = printed.split(", ").nth(2).and_then(|w| w.split(' ').next());
+    let requests: f64 = requests.unwrap().parse().unwrap();
+    assert!((requests - 285_150.0).abs() < 3_000.0, "{printed}");
+    let others = [
+        (
+            "requests_per_second",
+            "requests_in_flight",
+            "load.metric: requests_in_flight",
+        ),
+        (
+            "\"600\"",
+            "\"many\"",
+            "load.values[2]: \"many\" is no number",
+        ),
+        ("stepSeconds: 300", "stepSeconds: 0", "load.stepSeconds: 0"),
+        (
+            "kind: ScalingHistory",
+            "kind: Pod # ScalingHistory",
+            "expected ScalingHistory",
+        ),
+    ];
+    for (from, to, wrong) in others {
+        let error = simulate(&history.replace(from, to)).unwrap_err();
+        assert!(error.contains(wrong), "{error}");
+    }
+}

@@ -7,11 +7,13 @@
 )]
 
 mod behavior;
+mod history;
 mod metric;
 mod schedule;
 mod status;
 
 pub use behavior::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPolicy};
+pub use history::{DecisionMetric, LoadSeries, Outcome, ScalingDecision, ScalingHistory};
 pub use metric::{
     AverageTarget, Direction, ExternalMetric, ExternalSource, ExternalTarget, ExternalTargetType,
     MetricSpec, MetricType, NetworkThroughput, Percentile, QuantileMetric, RateMetric,

@@ -132,6 +132,13 @@ fn no_component_has_rights_that_it_must_not_have() -> story::Outcome {
             ),
             (
                 "operator",
+                "delete",
+                "ebpfscaler.io",
+                "scalinghistories",
+                "default",
+            ),
+            (
+                "operator",
                 "create",
                 "rbac.authorization.k8s.io",
                 "clusterrolebindings",

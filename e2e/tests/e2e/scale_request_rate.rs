@@ -5,13 +5,17 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use ebpf_scaler_e2e::{
     load::Load,
-    objects::{request_rate, scaler, scalers},
+    objects::{histories, request_rate, scaler, scalers},
     replicas::Recorder,
-    story,
+    story::{self, Story},
     wait::eventually,
 };
 use k8s_openapi::api::core::v1::Event;
-use kube::{Api, api::ListParams};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::Value;
 
 #[test]
 fn up_with_the_load_and_down_again() -> story::Outcome {
@@ -67,8 +71,57 @@ fn up_with_the_load_and_down_again() -> story::Outcome {
             },
         )
         .await?;
+        remembered(story, &recorder).await?;
         let totals = load.stop().await?;
         ensure!(totals[0].failed == 0, "scaling cost requests: {totals:?}");
         Ok(())
     })
+}
+
+/// The history tells of each change that the Deployment saw, with its numbers, and goes with its scaler.
+async fn remembered(story: &Story, recorder: &Recorder) -> anyhow::Result<()> {
+    let histories = histories(&story.client, &story.namespace);
+    eventually(
+        "every change is in the history",
+        Duration::from_secs(60),
+        async || {
+            let history = histories.get("web").await?;
+            let decisions = history.data["decisions"].as_array().cloned();
+            let decisions = decisions.context("no decisions")?;
+            let applied: Vec<(i64, i64)> = decisions
+                .iter()
+                .rev()
+                .filter(|d| d["outcome"] == "Applied")
+                .filter_map(|d| Some((d["from"].as_i64()?, d["to"].as_i64()?)))
+                .collect();
+            let seen: Vec<i64> = recorder
+                .changes()
+                .iter()
+                .map(|c| c.replicas.into())
+                .collect();
+            let changes: Vec<(i64, i64)> = seen.windows(2).map(|w| (w[0], w[1])).collect();
+            ensure!(applied == changes, "{applied:?} are not {changes:?}");
+            let whole = |d: &Value| {
+                let value = d.pointer("/metrics/0/value").and_then(Value::as_str);
+                let number = value.and_then(|v| v.parse::<f64>().ok());
+                number.is_some() && d["reason"].is_string() && d["time"].is_string()
+            };
+            ensure!(decisions.iter().all(whole), "{decisions:?}");
+            Ok(())
+        },
+    )
+    .await?;
+    let delete = DeleteParams::default();
+    scalers(&story.client, &story.namespace)
+        .delete("web", &delete)
+        .await?;
+    eventually(
+        "the history goes with its scaler",
+        Duration::from_secs(60),
+        async || {
+            ensure!(histories.get_opt("web").await?.is_none(), "still there");
+            Ok(())
+        },
+    )
+    .await
 }

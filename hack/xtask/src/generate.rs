@@ -25,10 +25,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let root = root();
     let programs = programs()?;
     let files = [
-        (
-            root.join("crds/generated/ebpfscalers.yaml"),
-            programs.output("crdgen", &[])?,
-        ),
+        crd(&root, &programs, "ebpfscalers")?,
+        crd(&root, &programs, "scalinghistories")?,
         (root.join("docs/flags.md"), flags(&programs)?),
         (root.join("docs/metrics.md"), metrics()),
     ];
@@ -55,6 +53,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+fn crd(root: &Path, programs: &Programs, name: &str) -> anyhow::Result<(PathBuf, String)> {
+    let path = root.join(format!("crds/generated/{name}.yaml"));
+    Ok((path, programs.output("crdgen", &[name])?))
 }
 
 fn flags(programs: &Programs) -> anyhow::Result<String> {

@@ -10,7 +10,7 @@ use tracing::debug;
 use super::{Engine, Input};
 use crate::{
     apply::TargetKey,
-    scaler::{Effect, Event, Scaler},
+    scaler::{Addition, Effect, Event, Scaler},
     status,
     watch::Key,
 };
@@ -56,9 +56,20 @@ impl Engine {
                         let _ = out.send(Input::Reported(key, result)).await;
                     });
                 }
+                Effect::History(addition) => self.record(key, reference, addition),
                 Effect::Event(event) => self.publish(event, reference.clone()),
             }
         }
+    }
+
+    pub(super) fn record(&self, key: &Key, reference: &ObjectReference, addition: Addition) {
+        let (applier, out, key) = (self.parts.applier.clone(), self.input.clone(), key.clone());
+        let (owner, most) = (reference.clone(), self.parts.history_entries);
+        self.tasks.spawn(async move {
+            let load = addition.load.clone();
+            let result = applier.record(&owner, addition, most).await;
+            let _ = out.send(Input::Recorded(key, load, result)).await;
+        });
     }
 
     fn publish(&self, event: Event, reference: ObjectReference) {

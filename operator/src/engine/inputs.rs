@@ -95,6 +95,21 @@ impl Engine {
                     scaler.status_written(result.is_ok(), Instant::now());
                 }
             }
+            Input::Recorded(key, load, result) => {
+                let outcome = if result.is_ok() { "ok" } else { "error" };
+                self.parts.metrics.write("history", outcome);
+                if let Err(error) = &result {
+                    warn!(
+                        namespace = key.0,
+                        name = key.1,
+                        error,
+                        "cannot write the history"
+                    );
+                }
+                if let Some(scaler) = self.scalers.get_mut(&key) {
+                    scaler.history_written(load.as_ref(), result.is_ok());
+                }
+            }
         }
     }
 
@@ -120,7 +135,8 @@ impl Engine {
                 scaler.update(object);
             }
             None => {
-                self.scalers.insert(key, Scaler::new(object));
+                let scaler = Scaler::new(object, self.parts.history_entries);
+                self.scalers.insert(key, scaler);
                 self.replan = true;
             }
         }

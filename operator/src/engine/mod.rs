@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ebpf_scaler_crds::EbpfScaler;
+use ebpf_scaler_crds::{EbpfScaler, v1alpha1::LoadSeries};
 use ebpf_scaler_decide::Time;
 use k8s_openapi::{
     api::{
@@ -64,6 +64,7 @@ enum Input {
         written: Written,
     },
     Reported(Key, Result<(), String>),
+    Recorded(Key, Option<LoadSeries>, Result<(), String>),
 }
 
 /// What the engine is made of.
@@ -80,6 +81,8 @@ pub struct Parts {
     pub tick: Duration,
     /// Who we are, in events.
     pub identity: String,
+    /// Decisions that a history keeps.
+    pub history_entries: usize,
     /// What the streams are told to ask for.
     pub stream_wanted: channel::Sender<Arc<BTreeMap<String, Query>>>,
     /// What the streams say.
@@ -168,7 +171,10 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
         }
         engine.settle();
     }
+    engine.write_down();
     engine.tasks.close();
+    // Nobody takes their news any more, and they must not wait for that.
+    drop(inputs);
     engine.tasks.wait().await;
     debug!("the engine has ended");
 }
@@ -225,6 +231,16 @@ impl Engine {
             }
         }
         self.choose_polls(now);
+    }
+
+    /// Writes down what histories lack, at the end.
+    fn write_down(&self) {
+        let wall = Timestamp::now();
+        for (key, scaler) in &self.scalers {
+            if let Some(addition) = scaler.last_words(wall) {
+                self.record(key, &reference(scaler), addition);
+            }
+        }
     }
 
     /// Brings the indices up to date, and decides what has news.

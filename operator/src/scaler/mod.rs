@@ -2,17 +2,21 @@
 //! Never talks to anything: it is fed, and returns effects.
 
 mod foreign;
+mod journal;
+pub mod load;
 mod model;
 
-pub use model::{Effect, Event, Object};
+pub use model::{Addition, Effect, Event, Object};
 
 use std::time::{Duration, Instant};
 
-use ebpf_scaler_crds::v1alpha1::{Mode, Profile};
+use ebpf_scaler_crds::v1alpha1::{LoadSeries, Mode, Outcome, Profile};
 use ebpf_scaler_decide::{Decision, History, Observation, Reading, Reason, Time, decide};
 use k8s_openapi::jiff::Timestamp;
 
 use foreign::Foreign;
+use journal::Journal;
+use load::Load;
 
 use crate::{
     answers::Answers,
@@ -56,6 +60,9 @@ pub struct Scaler {
     history: History,
     last: Option<(Decision, Observation)>,
     keeper: Keeper,
+    journal: Journal,
+    load: Load,
+    entries: usize,
     conflict: Option<(&'static str, String)>,
     foreign: Foreign,
     trouble: Option<(&'static str, String)>,
@@ -74,10 +81,13 @@ pub struct Scaler {
 }
 
 impl Scaler {
-    /// A scaler seen for the first time.
+    /// A scaler seen for the first time, whose history has so many entries.
     #[must_use]
-    pub fn new(object: Object) -> Self {
+    pub fn new(object: Object, entries: usize) -> Self {
         Self {
+            journal: Journal::new(entries),
+            load: Load::of(&object.uid),
+            entries,
             target: object.target(),
             keeper: Keeper::new(object.status.clone()),
             plan: None,
@@ -103,7 +113,7 @@ impl Scaler {
     pub fn update(&mut self, object: Object) {
         let target = object.target();
         if target != self.target || object.uid != self.object.uid {
-            *self = Self::new(object);
+            *self = Self::new(object, self.entries);
             return;
         }
         if object.spec != self.object.spec {
@@ -256,7 +266,27 @@ impl Scaler {
             && !self.foreign.holds(now.instant)
             && self.object.spec.mode == Mode::Enforce
             && self.retry.is_none_or(|(at, _)| at <= now.instant);
-        if decision.changes() && may_write {
+        if let Some((_, plan)) = self.plan.as_ref().filter(|_| self.entries > 0) {
+            self.load.see(&decision, plan, now.wall);
+        }
+        let writes = decision.changes() && may_write;
+        if !writes {
+            let outcome = if !decision.changes() {
+                Outcome::Held
+            } else if self.object.spec.mode == Mode::Observe {
+                Outcome::Observed
+            } else if self.retry.is_some() {
+                Outcome::Failed
+            } else {
+                Outcome::Withheld
+            };
+            // A write that failed was remembered with its error.
+            if let Some((_, plan)) = self.plan.as_ref().filter(|_| outcome != Outcome::Failed) {
+                let made = (&decision, &observation);
+                self.journal.take(made, plan, outcome, None, now.wall);
+            }
+        }
+        if writes {
             self.writing = true;
             let sampled = match decision.top {
                 Some(top) => samples.get(top).copied().flatten(),
@@ -283,6 +313,7 @@ impl Scaler {
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.writing = false;
+        self.remember(written, now);
         match written {
             Written::Accepted(after) => {
                 self.history.scaled(from, to, now.time);
@@ -312,6 +343,40 @@ impl Scaler {
         effects
     }
 
+    /// Puts the decision whose write has ended into the journal.
+    fn remember(&mut self, written: &Written, now: Now) {
+        let (outcome, error) = match written {
+            Written::Accepted(_) => (Outcome::Applied, None),
+            Written::Foreign(_) => (Outcome::Superseded, None),
+            Written::Failed(error) => (Outcome::Failed, Some(error.as_str())),
+            // Whoever leads now decides, and remembers.
+            Written::NotLeading => return,
+        };
+        if let (Some((decision, observation)), Some((_, plan))) = (&self.last, &self.plan) {
+            let made = (decision, observation);
+            self.journal.take(made, plan, outcome, error, now.wall);
+        }
+    }
+
+    /// The write of the history has ended.
+    pub fn history_written(&mut self, load: Option<&LoadSeries>, ok: bool) {
+        self.journal.written(ok);
+        if let Some(load) = load.filter(|_| ok) {
+            self.load.written(load);
+        }
+    }
+
+    /// What is not written down yet: there will be no other time.
+    #[must_use]
+    pub fn last_words(&self, wall: Timestamp) -> Option<Addition> {
+        let decisions = self.journal.rest();
+        let load = self.load.ended(wall);
+        (decisions.is_some() || load.is_some()).then(|| Addition {
+            decisions: decisions.unwrap_or_default(),
+            load,
+        })
+    }
+
     /// The write of the status has ended.
     pub fn status_written(&mut self, ok: bool, now: Instant) {
         self.status_writing = false;
@@ -322,6 +387,12 @@ impl Scaler {
     }
 
     fn report(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if let Some(decisions) = self.journal.due(now.instant, self.load.is_due(now.wall)) {
+            effects.push(Effect::History(Addition {
+                decisions,
+                load: self.load.ended(now.wall),
+            }));
+        }
         if self.status_writing || self.status_retry.is_some_and(|t| t > now.instant) {
             return;
         }

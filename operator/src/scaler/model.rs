@@ -1,6 +1,9 @@
 //! What a scaler is made from and what it asks for. Never does anything.
 
-use ebpf_scaler_crds::{EbpfScaler, EbpfScalerSpec, EbpfScalerStatus};
+use ebpf_scaler_crds::{
+    EbpfScaler, EbpfScalerSpec, EbpfScalerStatus,
+    v1alpha1::{LoadSeries, ScalingDecision},
+};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::{
@@ -68,8 +71,19 @@ pub enum Effect {
     },
     /// Write the status.
     Status(Box<EbpfScalerStatus>),
+    /// Write this into the history.
+    History(Addition),
     /// Publish an event.
     Event(Event),
+}
+
+/// What a history lacks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Addition {
+    /// To be put before the others, the newest first.
+    pub decisions: Vec<ScalingDecision>,
+    /// To be put behind what is there.
+    pub load: Option<LoadSeries>,
 }
 
 /// An event.

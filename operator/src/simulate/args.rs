@@ -9,7 +9,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present = "compare")]
     pub scaler: Option<PathBuf>,
 
-    /// The load: a CSV file (seconds,rate; may be gzipped), or family:NAME?seed=N&base=RATE&peak=RATE&duration=SECONDS
+    /// The load: a CSV file (seconds,rate; may be gzipped), a ScalingHistory as YAML or JSON, or family:NAME?seed=N&base=RATE&peak=RATE&duration=SECONDS
     /// with NAME one of step, ramp, spikes, diurnal, flash, noise, deploy
     #[arg(long, value_name = "FILE", required_unless_present = "compare")]
     pub trace: Option<String>,

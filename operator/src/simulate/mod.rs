@@ -3,6 +3,7 @@
 
 mod args;
 mod compare;
+mod history;
 mod scenario;
 
 use std::{
@@ -160,6 +161,10 @@ fn read(path: &Path) -> anyhow::Result<Trace> {
         LARGEST >> 20
     );
     let text = String::from_utf8(bytes).with_context(|| format!("{shown}: not text"))?;
+    // A history begins with its apiVersion or kind, as kubectl prints it; a CSV file with a number or its heading.
+    if text.trim_start().starts_with(['{', 'a', 'k']) && text.contains("ScalingHistory") {
+        return history::trace(&text).with_context(|| shown.to_string());
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.trim_end_matches(".gz").trim_end_matches(".csv");
     csv::parse(name, &text).with_context(|| shown.to_string())
