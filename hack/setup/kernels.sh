@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Fetches Debian's kernels, and what boots them in an emulator, for `cargo xtask kernels`. Kernels are unpacked into
-# $CACHE/kernels/RELEASE, never installed.
+# $CACHE/kernels/RELEASE, never installed. Of another architecture than this machine's also the programs that the tests
+# call, as a directory tree: $CACHE/kernels/arm64/{RELEASE,root}.
 #
-#   kernels.sh KERNEL...    KERNEL: the beginning of a release (6.1, 6.12, 6.1.0-50), or `newest`
+#   kernels.sh ARCHITECTURE KERNEL...
+#
+#   ARCHITECTURE   amd64 or arm64, by Debian's names
+#   KERNEL         the beginning of a release (6.1, 6.12, 6.1.0-50), or `newest`
 #
 # On standard output, a line for each: KERNEL, its directory, its package. What was fetched once is kept; to get a
 # newer build of it, remove its directory.
@@ -12,23 +16,41 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # From the oldest that is still on the mirrors to the newest there is.
 suites=(bullseye bookworm bookworm-backports trixie trixie-backports sid)
-# The build for virtual machines: the same kernel with fewer drivers.
-flavour=cloud-amd64
 kernels=$cache/kernels
 # What the tests need and the kernel does not have built in: veth pairs, and iptables rules that lose packets.
 # Names differ between versions; one that is missing shows as a failed test.
 modules=(veth crc32c_generic nft_compat nft_counter xt_length xt_statistic iptable_filter)
+# Where the programs that the tests call come from, for another architecture than this machine's.
+guest=(busybox-static dash iproute2 iptables util-linux nginx-light wrk nghttp2-client libbpf-tools redis-server
+  redis-tools postgresql)
 
 install_emulator() {
   local missing=()
-  command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
-  [[ -x /bin/busybox ]] || missing+=(busybox-static)
+  command -v "$emulator" >/dev/null || missing+=("$emulator_package")
+  [[ $architecture != "$own" || -x /bin/busybox ]] || missing+=(busybox-static)
   ((${#missing[@]})) || return 0
   command -v apt-get >/dev/null || fail "please install: ${missing[*]}"
   as_root true
   with_progress "$cache/packages.log" "apt-get update" as_root apt-get update --quiet
   with_progress "$cache/packages.log" "apt-get install ${missing[*]}" as_root env DEBIAN_FRONTEND=noninteractive \
     RUNLEVEL=1 apt-get install --yes --quiet --no-remove --no-install-recommends "${missing[@]}"
+}
+
+# The programs for another architecture, with all that they depend on: as if installed, but only unpacked.
+fetch_guest() {
+  root=$kernels/root
+  [[ -f $root.done && $(<"$root.done") == "${guest[*]}" ]] && return
+  say "fetching the programs that the tests call, for $architecture"
+  local suite packages
+  suite=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-bookworm}")
+  private_apt "$kernels/apt-root" "$suite"
+  mapfile -t packages < <(apt-get "${apt_options[@]}" -o APT::Install-Recommends=false --simulate install \
+    "${guest[@]}" | awk '$1 == "Inst" {print $2}')
+  ((${#packages[@]})) || fail "cannot tell what ${guest[*]} depend on"
+  rm -rf "$root"
+  unpack_packages "$root" "${packages[@]}"
+  rm -rf "$kernels/apt-root"
+  printf '%s\n' "${guest[*]}" >"$root.done"
 }
 
 # read_suites: once a run, and only if a kernel is missing.
@@ -89,9 +111,23 @@ take_module() {
   printf '%s.ko\n' "$name" >>"$directory/modules/order"
 }
 
+architecture=${1:-}
+(($# >= 1)) && shift
+own=$(dpkg --print-architecture 2>/dev/null || uname -m)
+case $architecture in
+  amd64) emulator=qemu-system-x86_64 emulator_package=qemu-system-x86 ;;
+  arm64) emulator=qemu-system-aarch64 emulator_package=qemu-system-arm ;;
+  *) fail "usage: kernels.sh amd64|arm64 KERNEL..." ;;
+esac
+# The build for virtual machines: the same kernel with fewer drivers.
+flavour=cloud-$architecture
+[[ $architecture == "$own" ]] || kernels=$kernels/$architecture
+export APT_ARCHITECTURE=$architecture
+
 mkdir -p "$kernels"
 only_one
 install_emulator
+[[ $architecture == "$own" ]] || fetch_guest
 for kernel in "$@"; do
   fetch "$kernel"
   printf '%s\t%s\t%s\n' "$kernel" "$directory" "$(<"$directory/package")"

@@ -84,7 +84,8 @@ as_root() {
 
 # private_apt DIRECTORY SUITE...: sets apt_options, with which apt-get and apt-cache read these suites of Debian
 # and nothing else. The machine's own sources, lists and package states stay as they are. The mirror is the one
-# that the machine trusts already; a suite that it does not have is passed over.
+# that the machine trusts already; a suite that it does not have is passed over. With APT_ARCHITECTURE set, packages
+# of that architecture.
 private_apt() {
   local directory=$1 mirror suite
   shift
@@ -95,8 +96,12 @@ private_apt() {
   for suite in "$@"; do
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$suite"
   done >"$directory/sources.list"
+  # What is installed here must not decide what is taken.
+  : >"$directory/status"
   apt_options=(-qq -o "Dir::Etc::sourcelist=$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null
-    -o "Dir::State::lists=$directory/lists" -o "Dir::Cache=$directory/cache" -o APT::Sandbox::User=root)
+    -o "Dir::State::lists=$directory/lists" -o "Dir::State::status=$directory/status" -o "Dir::Cache=$directory/cache" -o APT::Sandbox::User=root)
+  [[ -z ${APT_ARCHITECTURE:-} ]] ||
+    apt_options+=(-o "APT::Architecture=$APT_ARCHITECTURE" -o "APT::Architectures::=$APT_ARCHITECTURE")
   apt-get "${apt_options[@]}" update
 }
 

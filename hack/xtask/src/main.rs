@@ -2,6 +2,7 @@
 
 use clap::Parser;
 
+mod architecture;
 mod bench;
 mod cluster;
 mod demo;

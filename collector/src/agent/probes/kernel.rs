@@ -14,7 +14,7 @@ use ebpf_scaler_common::record::{
 };
 
 use super::memory::Shared;
-use super::{Options, ProbeError, btf};
+use super::{Options, ProbeError, btf, release};
 
 /// The object's bytes, aligned as its reader needs them.
 #[cfg(bpf_object)]
@@ -77,6 +77,8 @@ pub struct Maps {
 /// allows for the first (6.18: a sixth of a million).
 const STEPS_TRIED: [u32; 3] = [STEPS, STEPS / 3, FEWEST_STEPS];
 const FEWEST_STEPS: u32 = STEPS / 6;
+/// On older kernels the first is not even tried: to be refused takes a second or two there.
+const ALL_STEPS_SINCE: (u32, u32) = (6, 2);
 /// How the acts begin that the verifier can refuse.
 const LOAD_PROGRAM: &str = "load the program";
 /// What is kept of a verifier's log: its end tells why.
@@ -123,7 +125,8 @@ impl Kernel {
     /// Loads everything and attaches requests and network.
     pub fn load(options: &Options) -> Result<Kernel, ProbeError> {
         let refused = |error: &ProbeError| matches!(error, ProbeError::Kernel { act, .. } if act.starts_with(LOAD_PROGRAM));
-        for steps in STEPS_TRIED {
+        let passed_over = usize::from(release::too_old(ALL_STEPS_SINCE).is_some());
+        for steps in STEPS_TRIED.into_iter().skip(passed_over) {
             match Kernel::load_with(options, steps, VerifierLogLevel::DISABLE) {
                 Err(error) if refused(&error) => {}
                 done => return done,

@@ -22,7 +22,7 @@ use super::{
     sandbox::Sandbox,
     state::{self, Provider, Record},
 };
-use crate::{generate, image, steps};
+use crate::{architecture::Architecture, generate, image, steps};
 
 /// A search path of our own: what the caller's says must not change the cluster.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -354,6 +354,7 @@ fn images() -> anyhow::Result<Vec<PathBuf>> {
             binary: &cache.join("kubernetes/bin").join(program),
             program,
             user: image::NONROOT,
+            architecture: Architecture::own()?,
         };
         Ok(image::archive(&image, &cache.join("images"))?.path)
     })

@@ -11,6 +11,8 @@ use anyhow::Context;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use crate::architecture::Architecture;
+
 /// An image of one self-contained program.
 pub struct Image<'a> {
     /// Name and tag, for example `ebpf-scaler/collector:dev`.
@@ -21,6 +23,8 @@ pub struct Image<'a> {
     pub program: &'a str,
     /// The user's number; 0 for those that must be root.
     pub user: u32,
+    /// What the program is built for.
+    pub architecture: Architecture,
 }
 
 /// An image on disk.
@@ -67,7 +71,7 @@ fn write(image: &Image<'_>, path: &Path) -> anyhow::Result<String> {
     }
     let layer_digest = digest(&layer);
     let config = serde_json::to_vec(&json!({
-        "architecture": architecture(),
+        "architecture": image.architecture.name(),
         "os": "linux",
         "config": {
             "Entrypoint": [format!("/{}", image.program)],
@@ -112,15 +116,6 @@ fn append_folder(tar: &mut tar::Builder<impl Write>, name: &str) -> anyhow::Resu
     header.set_mode(0o755);
     header.set_mtime(0);
     Ok(tar.append_data(&mut header, name, io::empty())?)
-}
-
-/// The machine's architecture by Go's name for it, as images want it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 fn digest(data: &[u8]) -> String {

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 
 use crate::{
+    architecture::Architecture,
     cluster::{self, Cluster, Progress},
     generate,
     steps::cargo,
@@ -27,9 +28,12 @@ pub struct Args {
     /// Load the images onto every node of this cluster
     #[arg(long)]
     cluster: Option<String>,
-    /// Where the archives go; the default is the cache's folder images
+    /// Where the archives go; the default is the cache's folder images, and for another architecture one below it
     #[arg(long)]
     out: Option<PathBuf>,
+    /// What they are built for; the default is this machine's architecture
+    #[arg(long, value_enum, conflicts_with = "cluster")]
+    arch: Option<Architecture>,
     /// Which ones; the default is all
     #[arg(value_enum)]
     images: Vec<Component>,
@@ -70,9 +74,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     // A wrong name should not cost a build.
     let cluster = args.cluster.as_deref().map(Cluster::open).transpose()?;
-    let out = args.out.unwrap_or_else(folder);
+    let architecture = args.arch.map_or_else(Architecture::own, Ok)?;
+    let out = args.out.unwrap_or_else(|| folder(architecture));
     let progress = Progress::new("image");
-    let archives = build(wanted, &out, &progress)?;
+    let archives = build(wanted, architecture, &out, &progress)?;
     if let Some(cluster) = cluster {
         for archive in &archives {
             progress.say(&cluster.load_image(archive)?);
@@ -84,16 +89,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn folder() -> PathBuf {
-    cluster::cache().join("images")
+fn folder(architecture: Architecture) -> PathBuf {
+    let own = cluster::cache().join("images");
+    if architecture.is_own() {
+        own
+    } else {
+        own.join(architecture.name())
+    }
 }
 
 fn build(
     components: &[Component],
+    architecture: Architecture,
     out: &Path,
     progress: &Progress,
 ) -> anyhow::Result<Vec<Archive>> {
-    let folder = compile(components)?;
+    let folder = compile(components, architecture)?;
     progress.say("the programs are built");
     components
         .iter()
@@ -104,6 +115,7 @@ fn build(
                     binary: &folder.join(component.program()),
                     program: component.program(),
                     user: NONROOT,
+                    architecture,
                 },
                 out,
             )?;
@@ -121,7 +133,7 @@ fn build(
 
 /// Compiles the programs with the C library linked in. A target is named, although it is the host's,
 /// because procedural macros, which are shared libraries, must be built without that flag.
-fn compile(components: &[Component]) -> anyhow::Result<PathBuf> {
+fn compile(components: &[Component], architecture: Architecture) -> anyhow::Result<PathBuf> {
     if !cfg!(target_os = "linux") {
         bail!(
             "images are built from this machine's programs, on Linux; elsewhere use the Dockerfile"
@@ -137,15 +149,20 @@ fn compile(components: &[Component]) -> anyhow::Result<PathBuf> {
             bail!("hack/setup/bpf.sh ended with {status}");
         }
     }
-    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-    let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
-    flags.push_str(" -C target-feature=+crt-static");
-    let mut command = cargo(&["build", "--release", "--target", &target]);
+    let mut command = cargo(&["build", "--release"]);
+    if architecture.is_own() {
+        let mut flags = env::var("RUSTFLAGS").unwrap_or_default();
+        flags.push_str(" -C target-feature=+crt-static");
+        command
+            .args(["--target", architecture.target()])
+            .env("RUSTFLAGS", flags.trim());
+    } else {
+        architecture.cross(&mut command)?;
+    }
     for component in components {
         command.arg(format!("--package=ebpf-scaler-{}", component.program()));
     }
     let status = command
-        .env("RUSTFLAGS", flags.trim())
         .current_dir(generate::root())
         .status()
         .context("cannot run cargo")?;
@@ -154,5 +171,5 @@ fn compile(components: &[Component]) -> anyhow::Result<PathBuf> {
     }
     let folder = env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| generate::root().join("target"), PathBuf::from);
-    Ok(folder.join(target).join("release"))
+    Ok(folder.join(architecture.target()).join("release"))
 }

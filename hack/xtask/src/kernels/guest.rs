@@ -1,6 +1,7 @@
 //! Boots one kernel in qemu and follows its console: which test runs, how it ended, what it said. The machine is
 //! ended when it says nothing for too long.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,6 +9,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+
+use crate::architecture::Architecture;
 
 /// Booting takes 4 s without KVM on an idle machine.
 const BOOT: Duration = Duration::from_secs(120);
@@ -50,7 +53,10 @@ pub enum Accelerator {
 
 impl Accelerator {
     /// KVM, if it is here at all.
-    pub fn first() -> Self {
+    pub fn first(architecture: Architecture) -> Self {
+        if !architecture.is_own() {
+            return Self::Emulation;
+        }
         match std::fs::File::options().write(true).open("/dev/kvm") {
             Ok(_) => Self::Kvm,
             Err(_) => Self::Emulation,
@@ -60,12 +66,13 @@ impl Accelerator {
 
 /// Boots, runs the tests, turns off. `limit` is for one test.
 pub fn run(
+    architecture: Architecture,
     kernel: &Path,
     initramfs: &Path,
     accelerator: Accelerator,
     limit: Duration,
 ) -> anyhow::Result<Option<Report>> {
-    let mut console = Console::start(kernel, initramfs, accelerator)?;
+    let mut console = Console::start(architecture, kernel, initramfs, accelerator)?;
     let boot = match accelerator {
         Accelerator::Kvm => BOOT_KVM,
         Accelerator::Emulation => BOOT,
@@ -81,35 +88,48 @@ pub fn run(
         ran: Vec::new(),
         ended_early: None,
     };
-    while let Some(begun) = console.next(Duration::from_secs(60)) {
-        match begun.split_once(' ') {
-            Some(("note", text)) => println!("      {text}"),
-            Some(("passed-over", what)) => {
-                let (name, reason) = what.split_once(": ").unwrap_or((what, ""));
-                let ran = Ran {
+    let mut running = BTreeSet::new();
+    // The guest ends a test after `limit` by its own clock, which may be slow.
+    while let Some(said) = console.next(limit * 2 + Duration::from_secs(60)) {
+        let (word, rest) = said.split_once(' ').unwrap_or((&said, ""));
+        match word {
+            "note" => println!("      {rest}"),
+            "passed-over" => {
+                let (name, reason) = rest.split_once(": ").unwrap_or((rest, ""));
+                report.add(Ran {
                     name: name.replace(' ', "::"),
                     outcome: Outcome::NotRun(reason.to_owned()),
                     took: Duration::ZERO,
-                };
-                ran.print();
-                report.ran.push(ran);
+                });
             }
-            Some(("begin", name)) => match console.test(name, limit) {
-                Some(ran) => {
-                    ran.print();
-                    report.ran.push(ran);
+            "running" => {
+                running.insert(rest.to_owned());
+            }
+            "begin" => {
+                running.remove(rest);
+                match console.test(rest) {
+                    Some(ran) => report.add(ran),
+                    None => {
+                        report.ended_early = Some(format!("in {rest}:\n{}", console.tail()));
+                        return Ok(Some(report));
+                    }
                 }
-                None => {
-                    report.ended_early = Some(format!("in {name}:\n{}", console.tail()));
-                    return Ok(Some(report));
-                }
-            },
-            _ if begun == "off" => return Ok(Some(report)),
+            }
+            "off" => return Ok(Some(report)),
             _ => {}
         }
     }
-    report.ended_early = Some(console.tail());
+    let running: Vec<String> = running.into_iter().collect();
+    let running = running.join(", ");
+    report.ended_early = Some(format!("while it ran {running}:\n{}", console.tail()));
     Ok(Some(report))
+}
+
+impl Report {
+    fn add(&mut self, ran: Ran) {
+        ran.print();
+        self.ran.push(ran);
+    }
 }
 
 impl Ran {
@@ -159,25 +179,33 @@ impl Drop for Console {
 }
 
 impl Console {
-    fn start(kernel: &Path, initramfs: &Path, accelerator: Accelerator) -> anyhow::Result<Self> {
-        let mut command = Command::new("qemu-system-x86_64");
+    fn start(
+        architecture: Architecture,
+        kernel: &Path,
+        initramfs: &Path,
+        accelerator: Accelerator,
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(architecture.emulator());
+        command.args(architecture.machine());
         match accelerator {
             Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-            // Emulated, string instructions go byte by byte.
             Accelerator::Emulation => {
                 command.args(["-accel", "tcg,thread=multi,tb-size=512"]);
-                command.args(["-cpu", "max,-erms,-fsrm"])
+                command.args(["-cpu", architecture.processor()])
             }
         };
         command.args(["-smp", "2", "-m", MEMORY, "-nographic", "-no-reboot"]);
         command.args(["-nic", "none", "-kernel"]).arg(kernel);
         command.arg("-initrd").arg(initramfs);
-        // A panic ends the machine at once. Features 112, 297 and 580 are those string instructions. The emulated
-        // counter is this machine's; measuring its rate goes wrong when the machine is busy, so it is told.
-        let mut line = "console=ttyS0 rdinit=/init quiet panic=-1 nowatchdog mitigations=off \
-             clearcpuid=112,297,580"
-            .to_owned();
-        if let (Accelerator::Emulation, Some(kilohertz)) = (accelerator, counter_kilohertz()) {
+        // A panic ends the machine at once. The emulated counter of x86 is this machine's; measuring its rate goes
+        // wrong when the machine is busy, so it is told.
+        let mut line = format!(
+            "{} rdinit=/init quiet panic=-1 nowatchdog mitigations=off",
+            architecture.command_line()
+        );
+        if let (Architecture::Amd64, Accelerator::Emulation, Some(kilohertz)) =
+            (architecture, accelerator, counter_kilohertz())
+        {
             line += &format!(" tsc=reliable tsc_early_khz={kilohertz}");
         }
         command.args(["-append", &line]);
@@ -186,7 +214,7 @@ impl Console {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
-            .context("cannot start qemu-system-x86_64")?;
+            .with_context(|| format!("cannot start {}", architecture.emulator()))?;
         let output = machine.stdout.take().context("qemu's output")?;
         let (send, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -239,27 +267,29 @@ impl Console {
         Ok(None)
     }
 
-    /// Follows a test to its end; None if the machine did not get there.
-    fn test(&mut self, name: &str, limit: Duration) -> Option<Ran> {
+    /// Reads what a test said and how it ended; None if the machine ended meanwhile.
+    fn test(&mut self, name: &str) -> Option<Ran> {
         self.said.clear();
-        let begun = Instant::now();
-        // The guest ends it after `limit` by its own clock, which may be slow.
-        let line = self.next(limit * 2 + Duration::from_secs(60))?;
-        let status = line.strip_prefix("end ")?.strip_prefix(name)?.trim();
+        let line = self.next(Duration::from_secs(60))?;
+        let end: Vec<&str> = line
+            .strip_prefix("end ")?
+            .strip_prefix(name)?
+            .split_whitespace()
+            .collect();
+        let [status, from, to] = end[..] else {
+            return None;
+        };
+        let passed = |line: &String| line.contains("test result: ok. 1 passed");
         let outcome = match status {
-            "0" if self
-                .said
-                .iter()
-                .any(|line| line.contains("test result: ok. 1 passed")) =>
-            {
-                Outcome::Ok
-            }
+            "0" if self.said.iter().any(passed) => Outcome::Ok,
             _ => Outcome::Failed(format!("      status {status}\n{}", self.tail())),
         };
+        // Seconds since the machine was started.
+        let took = to.parse().unwrap_or(0.0_f64) - from.parse().unwrap_or(0.0);
         Some(Ran {
             name: name.replace(' ', "::"),
             outcome,
-            took: begun.elapsed(),
+            took: Duration::from_secs_f64(took.max(0.0)),
         })
     }
 

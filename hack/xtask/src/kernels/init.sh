@@ -1,6 +1,8 @@
 #!/bin/busybox sh
-# The first process in the emulated machine: brings up what the kernel tests need, runs each of them by itself, and
-# turns the machine off. Lines that begin with @@ are for `cargo xtask kernels`, which reads the console.
+# The first process in the emulated machine: brings up what the kernel tests need, runs each of them as a process of
+# its own, as many at a time as there are processors, and turns the machine off. Tests that share out a processor's
+# time run one at a time, after the others. Lines that begin with @@ are for `cargo xtask kernels`, which reads the
+# console.
 /bin/busybox --install -s /bin
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp RUST_BACKTRACE=1
 mount -t devtmpfs none /dev
@@ -8,6 +10,9 @@ mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t tmpfs none /tmp
 mount -t tmpfs none /run
+# PostgreSQL's processes share memory there.
+mkdir /dev/shm
+mount -t tmpfs none /dev/shm
 # Version 2 alone, as systemd mounts it.
 mount -t cgroup2 none /sys/fs/cgroup
 mount -t tracefs none /sys/kernel/tracing
@@ -26,26 +31,71 @@ echo "@@ up $(uname -r)"
 oldest=$(printf '%s\n' "$FLOOR" "$(uname -r)" | sort -V | head -n 1)
 reason=
 [ "$oldest" = "$FLOOR" ] || reason="older than $FLOOR"
+
+# choose PROGRAM...: writes their tests that are wanted, a line each, in order.
+choose() {
+  for program in "$@"; do
+    binary=/tests/$program
+    [ -e "$binary" ] || continue
+    "$binary" --list --format terse 2>/dev/null | sed -n 's/: test$//p' >/tmp/names
+    while read -r name; do
+      case "$program::$name" in
+      *"$FILTER"*) ;;
+      *) continue ;;
+      esac
+      if [ -n "$reason" ] && [ "$program" != kernel_floor ]; then
+        echo "@@ passed-over $program $name: $reason" >/dev/console
+        continue
+      fi
+      echo "$program $name"
+    done </tmp/names
+  done
+}
+
+# Takes the first line off the list; fails when there is none.
+take() {
+  flock 9
+  read -r test </tmp/chosen
+  got=$?
+  sed -i 1d /tmp/chosen
+  flock -u 9
+  return $got
+}
+
+uptime_now() { cut -d ' ' -f 1 /proc/uptime; }
+
+# work N: runs tests until there are none. What one says is shown when it has ended, in one piece.
+work() {
+  exec 9>/tmp/lock
+  while take; do
+    flock 9
+    echo "@@ running $test"
+    flock -u 9
+    from=$(uptime_now)
+    timeout -s KILL "$LIMIT" "/tests/${test% *}" --exact "${test#* }" </dev/null >"/tmp/said.$1" 2>&1 9>&-
+    status=$?
+    to=$(uptime_now)
+    flock 9
+    echo "@@ begin $test"
+    cat "/tmp/said.$1"
+    echo "@@ end $test $status $from $to"
+    flock -u 9
+  done
+}
+
+together=
 for binary in /tests/*; do
-  program=$(basename "$binary")
-  "$binary" --list --format terse 2>/dev/null | sed -n 's/: test$//p' >/tmp/names
-  while read -r name; do
-    case "$program::$name" in
-    *"$FILTER"*) ;;
-    *) continue ;;
-    esac
-    if [ "$program" = kernel_databases ]; then
-      echo "@@ passed-over $program $name: PostgreSQL is too large to bring"
-      continue
-    fi
-    if [ -n "$reason" ] && [ "$program" != kernel_floor ]; then
-      echo "@@ passed-over $program $name: $reason"
-      continue
-    fi
-    echo "@@ begin $program $name"
-    timeout -s KILL "$LIMIT" "$binary" --exact "$name" </dev/null
-    echo "@@ end $program $name $?"
-  done </tmp/names
+  case " $ALONE " in
+  *" ${binary##*/} "*) ;;
+  *) together="$together ${binary##*/}" ;;
+  esac
 done
+choose $together >/tmp/chosen
+for worker in $(seq "$(nproc)"); do
+  work "$worker" &
+done
+wait
+choose $ALONE >/tmp/chosen
+work 0
 echo "@@ off"
 poweroff -f

@@ -1,5 +1,5 @@
 //! Makes the archive that a kernel unpacks as its first file system: programs with the libraries they need, in the
-//! "newc" format of cpio. It runs nothing but `ldd`.
+//! "newc" format of cpio. It runs nothing but `ldd` and `readelf`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,6 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use crate::architecture::below;
+
 const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_000;
 const DEVICE: u32 = 0o020_600;
@@ -17,15 +19,18 @@ const DEVICE: u32 = 0o020_600;
 /// An archive that is being written.
 pub struct Initramfs<W> {
     to: W,
+    /// Where copies are taken from, as if it were this machine's root directory.
+    root: PathBuf,
     inode: u32,
     there: BTreeSet<PathBuf>,
 }
 
 impl<W: Write> Initramfs<W> {
     /// With the directories that are mounted on, and a console for the first process.
-    pub fn new(to: W) -> anyhow::Result<Self> {
+    pub fn new(to: W, root: &Path) -> anyhow::Result<Self> {
         let mut new = Self {
             to,
+            root: root.to_owned(),
             inode: 0,
             there: BTreeSet::new(),
         };
@@ -48,24 +53,53 @@ impl<W: Write> Initramfs<W> {
         self.entry(path, FILE | mode, (0, 0), bytes)
     }
 
-    /// A copy of a file of this machine, in its place, and for a program or library those that it needs.
+    /// A copy of a file below the root, in its place, and for a program or library those that it needs.
     pub fn copy(&mut self, path: &Path) -> anyhow::Result<()> {
         self.copy_to(path, &path.to_string_lossy())
     }
 
     /// The same in another place.
     pub fn copy_to(&mut self, path: &Path, to: &str) -> anyhow::Result<()> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mode = fs::metadata(path)?.permissions().mode() & 0o777;
-        self.file(to, mode, &bytes)?;
-        if bytes.starts_with(b"\x7fELF") {
-            for library in libraries(path)? {
-                let bytes = fs::read(&library)
-                    .with_context(|| format!("cannot read {}", library.display()))?;
-                self.file(&library.to_string_lossy(), 0o755, &bytes)?;
+        let from = below(&self.root, path);
+        if !self.bring(&from, to)? {
+            return Ok(());
+        }
+        if self.root == Path::new("/") {
+            for library in libraries(&from)? {
+                self.bring(&library, &library.to_string_lossy())?;
+            }
+        } else {
+            for library in foreign_libraries(&self.root, &from)? {
+                self.copy(&library)?;
             }
         }
         Ok(())
+    }
+
+    /// A directory with all that is in it.
+    pub fn copy_all(&mut self, directory: &Path) -> anyhow::Result<()> {
+        let from = below(&self.root, directory);
+        for entry in fs::read_dir(&from).with_context(|| format!("no {}", from.display()))? {
+            let entry = entry?;
+            let path = directory.join(entry.file_name());
+            if entry.path().is_dir() {
+                self.copy_all(&path)?;
+            } else {
+                self.copy(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A copy of a file of this machine: whether it may need libraries.
+    pub fn bring(&mut self, from: &Path, to: &str) -> anyhow::Result<bool> {
+        if self.there.contains(Path::new(to.trim_start_matches('/'))) {
+            return Ok(false);
+        }
+        let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        let mode = fs::metadata(from)?.permissions().mode() & 0o777;
+        self.file(to, mode, &bytes)?;
+        Ok(bytes.starts_with(b"\x7fELF"))
     }
 
     /// Ends the archive.
@@ -145,6 +179,46 @@ fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
         .collect())
 }
 
+/// What a program or library of another architecture asks for: its loader and the libraries that it names, as paths
+/// below the root.
+fn foreign_libraries(root: &Path, program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let output = Command::new("readelf")
+        .args(["--wide", "--dynamic", "--program-headers"])
+        .arg(program)
+        .output()
+        .context("cannot run readelf")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let bracketed = |line: &str, before: &str| {
+        let (_, rest) = line.split_once(before)?;
+        Some(rest.split_once(']')?.0.to_owned())
+    };
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if let Some(loader) = bracketed(line, "program interpreter: ") {
+            found.push(PathBuf::from(loader));
+        } else if let Some(name) = bracketed(line, "Shared library: [") {
+            found.push(library(root, &name).with_context(|| {
+                format!("{} needs {name}, which is missing", program.display())
+            })?);
+        }
+    }
+    Ok(found)
+}
+
+/// A library's path below a root of Debian's layout with one architecture.
+fn library(root: &Path, name: &str) -> Option<PathBuf> {
+    ["/lib", "/usr/lib"].into_iter().find_map(|base| {
+        let entries = fs::read_dir(below(root, Path::new(base))).ok()?.flatten();
+        entries
+            .map(|entry| Path::new(base).join(entry.file_name()).join(name))
+            .find(|path| path.parent().is_some_and(is_multiarch) && below(root, path).is_file())
+    })
+}
+
+fn is_multiarch(directory: &Path) -> bool {
+    directory.to_string_lossy().ends_with("-linux-gnu")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
@@ -154,7 +228,7 @@ mod tests {
     #[test]
     fn parts_begin_at_multiples_of_four_and_directories_come_first() {
         let mut archive = Vec::new();
-        let mut initramfs = Initramfs::new(&mut archive).unwrap();
+        let mut initramfs = Initramfs::new(&mut archive, Path::new("/")).unwrap();
         initramfs.file("/etc/some/name", 0o644, b"hello").unwrap();
         initramfs.file("/etc/some/name", 0o644, b"twice").unwrap();
         initramfs.finish().unwrap();

@@ -6,13 +6,14 @@ mod initramfs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use crate::architecture::{Architecture, below};
 use crate::cluster::cache;
 use crate::generate;
 use crate::steps::cargo;
@@ -27,12 +28,27 @@ const FLOOR: &str = "5.17";
 const PATIENCE: &str = "10";
 /// One test that takes longer, by the machine's own clock, has failed.
 const LIMIT: Duration = Duration::from_secs(600);
+/// Programs whose tests share out a processor's time and look at who got it: they run one at a time, after the others.
+const ALONE: &str = "kernel_causes kernel_cost kernel_runqueue kernel_waits";
 /// What the tests call, beside busybox. The shell is not busybox's, which takes its own `ip` before any other.
-const PROGRAMS: [&str; 8] = [
-    "sh", "ip", "iptables", "nsenter", "nginx", "wrk", "h2load", "runqlat",
+const PROGRAMS: [&str; 12] = [
+    "sh",
+    "ip",
+    "iptables",
+    "nsenter",
+    "flock",
+    "nginx",
+    "wrk",
+    "h2load",
+    "runqlat",
+    "redis-server",
+    "redis-benchmark",
+    "setpriv",
 ];
-/// iptables finds its extensions by name when it runs.
-const EXTENSIONS: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/xtables"];
+/// PostgreSQL refuses to run as root.
+const USERS: &[u8] =
+    b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\npostgres:x:70:70::/tmp:/bin/sh\n";
+const GROUPS: &[u8] = b"root:x:0:\nnogroup:x:65534:\npostgres:x:70:\n";
 const BUSYBOX: &str = "/bin/busybox";
 
 #[derive(clap::Args)]
@@ -43,6 +59,9 @@ pub struct Args {
     /// Only tests whose `program::name` contains this
     #[arg(long, default_value = "")]
     filter: String,
+    /// Whose kernels and programs; the default is this machine's
+    #[arg(long, value_enum, value_name = "ARCHITECTURE")]
+    arch: Option<Architecture>,
 }
 
 /// A kernel to boot.
@@ -63,20 +82,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     {
         bail!("--filter: letters, digits, _ and : only");
     }
-    let tests = build()?;
-    let kernels = fetch(&args.kernel)?;
+    let architecture = args.arch.map_or_else(Architecture::own, Ok)?;
+    let tests = build(architecture)?;
+    let kernels = fetch(architecture, &args.kernel)?;
     let mut reports = Vec::new();
-    let mut accelerator = Accelerator::first();
+    let mut accelerator = Accelerator::first(architecture);
     for kernel in &kernels {
         let begun = Instant::now();
         let package = kernel.package.as_deref().unwrap_or("a file");
         println!("\n==> kernels: {} ({package})", kernel.name);
-        let archive = pack(kernel, &tests, &args.filter)?;
-        let mut report = guest::run(&kernel.image, &archive, accelerator, LIMIT)?;
+        let archive = pack(architecture, kernel, &tests, &args.filter)?;
+        let boot =
+            |accelerator| guest::run(architecture, &kernel.image, &archive, accelerator, LIMIT);
+        let mut report = boot(accelerator)?;
         if report.is_none() {
             println!("    KVM does not work here, so processors are emulated");
             accelerator = Accelerator::Emulation;
-            report = guest::run(&kernel.image, &archive, accelerator, LIMIT)?;
+            report = boot(accelerator)?;
         }
         fs::remove_file(&archive)?;
         let report = report.context("the kernel did not boot")?;
@@ -94,9 +116,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The test programs without their debugging information, which would fill the machine's memory.
-fn build() -> anyhow::Result<Vec<PathBuf>> {
+fn build(architecture: Architecture) -> anyhow::Result<Vec<PathBuf>> {
     println!("==> kernels: build the tests");
-    let output = cargo(&["test", "--workspace", "--test=kernel_*", "--no-run"])
+    let mut command = cargo(&["test", "--workspace", "--test=kernel_*", "--no-run"]);
+    if !architecture.is_own() {
+        architecture.cross(&mut command)?;
+    }
+    let output = command
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
@@ -104,7 +130,12 @@ fn build() -> anyhow::Result<Vec<PathBuf>> {
     if !output.status.success() {
         bail!("the kernel tests do not build");
     }
-    let to = cache().join("kernels/tests");
+    let to = architecture.directory().join("tests");
+    let strip = if architecture.is_own() {
+        "strip".to_owned()
+    } else {
+        format!("{}-strip", architecture.triple())
+    };
     let _ = fs::remove_dir_all(&to);
     fs::create_dir_all(&to)?;
     let mut tests = Vec::new();
@@ -113,12 +144,12 @@ fn build() -> anyhow::Result<Vec<PathBuf>> {
         let name = message["target"]["name"].as_str().unwrap_or_default();
         if let (Some(path), true) = (message["executable"].as_str(), name.starts_with("kernel_")) {
             let stripped = to.join(name);
-            let status = Command::new("strip")
+            let status = Command::new(&strip)
                 .args(["--strip-debug", "-o"])
                 .arg(&stripped)
                 .arg(path)
                 .status()
-                .context("cannot start strip")?;
+                .with_context(|| format!("cannot start {strip}"))?;
             if !status.success() {
                 bail!("strip {path} ended with {status}");
             }
@@ -132,7 +163,7 @@ fn build() -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Kernels by name from Debian, by path as they are.
-fn fetch(wanted: &[String]) -> anyhow::Result<Vec<Kernel>> {
+fn fetch(architecture: Architecture, wanted: &[String]) -> anyhow::Result<Vec<Kernel>> {
     let wanted: Vec<&str> = match wanted {
         [] => KERNELS.to_vec(),
         some => some.iter().map(String::as_str).collect(),
@@ -140,6 +171,7 @@ fn fetch(wanted: &[String]) -> anyhow::Result<Vec<Kernel>> {
     let (files, names): (Vec<&str>, Vec<&str>) =
         wanted.iter().partition(|name| Path::new(name).is_file());
     let output = Command::new(generate::root().join("hack/setup/kernels.sh"))
+        .arg(architecture.name())
         .args(&names)
         .stderr(Stdio::inherit())
         .output()
@@ -170,43 +202,50 @@ fn fetch(wanted: &[String]) -> anyhow::Result<Vec<Kernel>> {
 }
 
 /// The machine's whole file system.
-fn pack(kernel: &Kernel, tests: &[PathBuf], filter: &str) -> anyhow::Result<PathBuf> {
+fn pack(
+    architecture: Architecture,
+    kernel: &Kernel,
+    tests: &[PathBuf],
+    filter: &str,
+) -> anyhow::Result<PathBuf> {
     let path = cache().join(format!("kernels/initramfs-{}.cpio", std::process::id()));
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    let mut archive = Initramfs::new(BufWriter::new(file))?;
+    let root = architecture.root();
+    let mut archive = Initramfs::new(BufWriter::new(file), &root)?;
     archive.file("init", 0o755, include_bytes!("init.sh"))?;
     let settings = format!(
-        "FLOOR={FLOOR} FILTER={filter} LIMIT={}\nexport EBPF_SCALER_TEST_PATIENCE={PATIENCE}\n",
+        "FLOOR={FLOOR} FILTER={filter} LIMIT={} ALONE='{ALONE}'\nexport EBPF_SCALER_TEST_PATIENCE={PATIENCE}\n",
         LIMIT.as_secs()
     );
     archive.file("settings", 0o644, settings.as_bytes())?;
-    archive.file(
-        "etc/passwd",
-        0o644,
-        b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
-    )?;
+    archive.file("etc/passwd", 0o644, USERS)?;
+    archive.file("etc/group", 0o644, GROUPS)?;
     // wrk asks for the port of "http".
     archive.file("etc/services", 0o644, b"http 80/tcp\n")?;
-    archive.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
     archive.copy(Path::new(BUSYBOX))?;
     for program in PROGRAMS {
-        archive.copy_to(&find(program)?, &format!("usr/sbin/{program}"))?;
+        archive.copy_to(&architecture.find(program)?, &format!("usr/sbin/{program}"))?;
     }
-    for directory in EXTENSIONS.map(Path::new).into_iter().filter(|d| d.is_dir()) {
-        for entry in fs::read_dir(directory)? {
-            archive.copy(&entry?.path())?;
-        }
-    }
+    // iptables finds its extensions by name when it runs.
+    let extensions = format!("/usr/lib/{}/xtables", architecture.triple());
+    archive.copy_all(Path::new(&extensions))?;
+    postgresql(&mut archive, &root)?;
     for test in tests {
         let name = test.file_name().unwrap_or_default().to_string_lossy();
-        archive.copy_to(test, &format!("tests/{name}"))?;
+        let to = format!("tests/{name}");
+        if architecture.is_own() {
+            archive.copy_to(test, &to)?;
+        } else {
+            // They are linked statically.
+            archive.bring(test, &to)?;
+        }
     }
     match &kernel.modules {
         Some(modules) => {
             for entry in fs::read_dir(modules)? {
                 let entry = entry?;
                 let to = format!("modules/{}", entry.file_name().to_string_lossy());
-                archive.copy_to(&entry.path(), &to)?;
+                archive.bring(&entry.path(), &to)?;
             }
         }
         None => archive.file("modules/order", 0o644, b"")?,
@@ -215,13 +254,25 @@ fn pack(kernel: &Kernel, tests: &[PathBuf], filter: &str) -> anyhow::Result<Path
     Ok(path)
 }
 
-fn find(program: &str) -> anyhow::Result<PathBuf> {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin"])
-        .map(|directory| Path::new(directory).join(program))
-        .find(|path| path.is_file())
-        .with_context(|| format!("{program} is not installed: run hack/setup/packages.sh"))
+/// What of PostgreSQL a database takes that is made, used and forgotten. Its compiler, which is most of it, stays away.
+fn postgresql(archive: &mut Initramfs<impl Write>, root: &Path) -> anyhow::Result<()> {
+    let all = Path::new("/usr/lib/postgresql");
+    let versions = fs::read_dir(below(root, all))
+        .with_context(|| format!("PostgreSQL is not in {}", root.display()))?;
+    let version = versions
+        .flatten()
+        .map(|entry| entry.file_name())
+        .max()
+        .context("PostgreSQL has no version")?;
+    let own = all.join(&version);
+    for program in ["initdb", "postgres"] {
+        archive.copy(&own.join("bin").join(program))?;
+    }
+    archive.copy_to(&own.join("bin/pgbench"), "usr/sbin/pgbench")?;
+    for library in ["dict_snowball.so", "plpgsql.so"] {
+        archive.copy(&own.join("lib").join(library))?;
+    }
+    archive.copy_all(&Path::new("/usr/share/postgresql").join(&version))
 }
 
 /// A row per test, a column per kernel, and below it why something was not run.
