@@ -62,7 +62,7 @@ impl Server {
 
     /// PostgreSQL with an empty database, which trusts everybody.
     pub fn postgresql(world: &World, pod: &Pod, port: u16) -> Server {
-        Server::start(world, port, |directory| {
+        let server = Server::start(world, port, |directory| {
             let initdb = bin("initdb");
             run(Command::new("chown").arg("postgres").arg(directory));
             let mut make = as_postgres(Command::new("setpriv"));
@@ -80,7 +80,15 @@ impl Server {
                 // No socket files, no fsync: two may run at once, and nothing outlives the test.
                 .args(["-k", "", "-F", "-c", "max_connections=40"]);
             command
-        })
+        });
+        // It listens before it lets anybody in.
+        let status = server.directory.join("data/postmaster.pid");
+        let ready = || fs::read_to_string(&status).is_ok_and(|text| text.contains("ready"));
+        assert!(
+            eventually(Duration::from_secs(30), ready),
+            "PostgreSQL does not get ready"
+        );
+        server
     }
 
     /// nginx with TLS and a certificate of its own.

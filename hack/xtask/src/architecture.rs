@@ -157,7 +157,38 @@ impl Architecture {
     }
 }
 
-/// Where a path of the machine that is booted lies on this one.
+/// Where a file of the machine that is booted lies on this one: links are followed as they would be there.
 pub fn below(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
+    let mut found = root.join(path.strip_prefix("/").unwrap_or(path));
+    // As many as the kernel follows.
+    for _ in 0..40 {
+        match found.read_link() {
+            Ok(to) if to.is_absolute() => found = root.join(to.strip_prefix("/").unwrap_or(&to)),
+            Ok(to) => found = found.parent().unwrap_or(root).join(to),
+            Err(_) => break,
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
+
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn absolute_links_stay_below_the_root() {
+        let root = std::env::temp_dir().join(format!("ebst-root-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        std::fs::write(root.join("bin/tool-1"), "").unwrap();
+        symlink("tool-1", root.join("bin/tool")).unwrap();
+        symlink("/bin/tool", root.join("bin/other")).unwrap();
+        let found = below(&root, Path::new("/bin/other"));
+        let none = below(&root, Path::new("/bin/none"));
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, root.join("bin/tool-1"));
+        assert_eq!(none, root.join("bin/none"));
+    }
 }
