@@ -3,11 +3,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use axum::Router;
-use axum::extract::State;
+use axum::extract;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -44,7 +45,13 @@ pub enum Error {
 /// Whether this process can do its work, shared by the parts that know and the one that answers.
 /// Starts as not ready; clones share the state.
 #[derive(Clone, Debug)]
-pub struct Readiness(Arc<ArcSwapOption<String>>);
+pub struct Readiness(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    reason: ArcSwapOption<String>,
+    has_been: AtomicBool,
+}
 
 impl Default for Readiness {
     fn default() -> Self {
@@ -55,12 +62,16 @@ impl Default for Readiness {
 impl Readiness {
     /// Not ready, for `reason`, until told otherwise.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self(Arc::new(ArcSwapOption::from_pointee(reason.into())))
+        Self(Arc::new(State {
+            reason: ArcSwapOption::from_pointee(reason.into()),
+            has_been: AtomicBool::new(false),
+        }))
     }
 
     /// From now on /readyz answers 200.
     pub fn set_ready(&self) {
-        if self.0.swap(None).is_some() {
+        self.0.has_been.store(true, Ordering::Relaxed);
+        if self.0.reason.swap(None).is_some() {
             tracing::info!("ready");
         }
     }
@@ -69,19 +80,24 @@ impl Readiness {
     pub fn set_not_ready(&self, reason: impl Into<String>) {
         let reason = reason.into();
         let new = Some(Arc::new(reason.clone()));
-        if self.0.swap(new).is_none_or(|old| *old != reason) {
+        if self.0.reason.swap(new).is_none_or(|old| *old != reason) {
             tracing::warn!(%reason, "not ready");
         }
     }
 
     /// `None` when ready, otherwise the reason.
     pub fn reason(&self) -> Option<Arc<String>> {
-        self.0.load_full()
+        self.0.reason.load_full()
     }
 
     /// Whether /readyz answers 200.
     pub fn is_ready(&self) -> bool {
-        self.0.load().is_none()
+        self.0.reason.load().is_none()
+    }
+
+    /// Whether it was ready once: who is told to end is not ready any more, but can do its work.
+    pub fn has_been_ready(&self) -> bool {
+        self.0.has_been.load(Ordering::Relaxed)
     }
 }
 
@@ -147,7 +163,7 @@ pub fn shutdown_signal() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
+async fn metrics(extract::State(admin): extract::State<Admin>) -> Response {
     let mut text = String::new();
     match encode(&mut text, &admin.registry) {
         Ok(()) => ([(CONTENT_TYPE, OPENMETRICS)], text).into_response(),
@@ -159,7 +175,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
-async fn readyz(State(admin): State<Admin>) -> Response {
+async fn readyz(extract::State(admin): extract::State<Admin>) -> Response {
     match admin.readiness.reason() {
         None => "ok\n".into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),

@@ -20,8 +20,9 @@ use crate::admin::Readiness;
 
 /// All routes of the API port; with custom.metrics.k8s.io if `custom_metrics`.
 pub fn router(hub: Arc<Hub>, readiness: Readiness, custom_metrics: bool) -> Router {
+    let health = readiness.clone();
     let ready = move || async move {
-        match readiness.reason() {
+        match health.reason() {
             None => "ok".into_response(),
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()).into_response(),
         }
@@ -45,6 +46,7 @@ pub fn router(hub: Arc<Hub>, readiness: Readiness, custom_metrics: bool) -> Rout
             Failure::new(405, message)
         })
         .layer(middleware::from_fn_with_state(hub.clone(), authenticate))
+        .layer(middleware::from_fn_with_state(readiness, wait))
         // Health needs no identity: kubelets and load balancers ask.
         .route("/healthz", get(async || "ok"))
         .route("/livez", get(async || "ok"))
@@ -58,6 +60,17 @@ pub fn not_found(path: &str) -> Failure {
         404,
         format!("the server could not find the requested resource ({path})"),
     )
+}
+
+/// Puts off whoever asks before we can know the answer: kube-apiserver sends queries to a replica that has crashed and is
+/// back until it has heard that it is not ready. The HPA controller's client asks again by itself when it is told to.
+async fn wait(State(readiness): State<Readiness>, request: Request, next: Next) -> Response {
+    if readiness.has_been_ready() {
+        return next.run(request).await;
+    }
+    let reason = readiness.reason().unwrap_or_default();
+    let message = format!("this replica is starting: {reason}");
+    Failure::new(503, message).passing().into_response()
 }
 
 /// Finds out who asks.

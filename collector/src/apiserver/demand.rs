@@ -24,6 +24,17 @@ pub struct Wanted {
     pub divide: Arc<Divisions>,
 }
 
+/// What asking changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing: it is measured anyway
+    Known,
+    /// It is news, and has to be published
+    News,
+    /// There are too many narrowed queries: nobody is told of this one
+    TooMany,
+}
+
 /// A query that narrows, and in which namespace.
 type Narrowed = (String, Query);
 
@@ -55,17 +66,16 @@ impl Demand {
         }
     }
 
-    /// Somebody asks for something that needs `family`, and what the query narrows by. True if that is news, and has to
-    /// be published.
-    pub fn ask(&self, family: Family, namespace: &str, query: &Query, now: Time) -> bool {
+    /// Somebody asks for something that needs `family`, and what the query narrows by.
+    pub fn ask(&self, family: Family, namespace: &str, query: &Query, now: Time) -> Asked {
         if family != Family::RunQueue && query.narrow.is_whole() {
-            return false;
+            return Asked::Known;
         }
         let until = now.plus(self.hold);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut news = false;
-        if family == Family::RunQueue {
-            news |= held.families.insert(family, until).is_none();
+        let mut asked = Asked::Known;
+        if family == Family::RunQueue && held.families.insert(family, until).is_none() {
+            asked = Asked::News;
         }
         if !query.narrow.is_whole() {
             let narrowed = (namespace.to_owned(), query.clone());
@@ -73,10 +83,13 @@ impl Demand {
                 *known = until;
             } else if held.narrowed.len() < MAX_NARROWED {
                 held.narrowed.insert(narrowed, until);
-                news = true;
+                asked = Asked::News;
+            } else {
+                // A family that is news as well is published with the next tick.
+                asked = Asked::TooMany;
             }
         }
-        news
+        asked
     }
 
     /// Lets lapse what nobody has asked for, and finds out anew which pods are meant.
@@ -159,12 +172,13 @@ mod tests {
         let (state, all) = (State::default(), Query::default());
         let always = vec![Family::Requests, Family::Network];
         let mut wanted = demand.watch();
-        assert!(!demand.ask(Family::Requests, "shop", &all, Time(0)));
-        assert!(demand.ask(Family::RunQueue, "shop", &all, Time(0)));
+        let ask = |family, now| demand.ask(family, "shop", &all, Time(now));
+        assert_eq!(ask(Family::Requests, 0), Asked::Known);
+        assert_eq!(ask(Family::RunQueue, 0), Asked::News);
         demand.publish(&state, Time(0));
         let has = |wanted: &Wanted| wanted.families.contains(&Family::RunQueue);
         assert!(has(&wanted.borrow_and_update()));
-        assert!(!demand.ask(Family::RunQueue, "shop", &all, Time(300_000_000)));
+        assert_eq!(ask(Family::RunQueue, 300_000_000), Asked::Known);
         demand.publish(&state, Time(899_000_000));
         assert!(has(&wanted.borrow_and_update()));
         demand.publish(&state, Time(900_000_001));
@@ -176,8 +190,8 @@ mod tests {
         let demand = Demand::new(Duration::from_secs(600));
         let mut state = State::default();
         let query = Query::parse("app=web,ebpfscaler.io/port in (80,81)").unwrap();
-        assert!(demand.ask(Family::Requests, "shop", &query, Time(0)));
-        assert!(!demand.ask(Family::Requests, "shop", &query, Time(1)));
+        let ask = |now| demand.ask(Family::Requests, "shop", &query, Time(now));
+        assert_eq!((ask(0), ask(1)), (Asked::News, Asked::Known));
         for (uid, node, app) in [("a", "n1", "web"), ("b", "n2", "web"), ("c", "n1", "db")] {
             let pod = PodFacts {
                 uid: uid.into(),
@@ -202,5 +216,18 @@ mod tests {
         assert!(told("n1").is_empty(), "a pod that has gone");
         demand.publish(&state, Time(600_000_002));
         assert!(told("n2").is_empty(), "it has lapsed");
+    }
+    #[test]
+    fn narrowed_queries_beyond_the_limit_are_told_of_until_others_lapse() {
+        let demand = Demand::new(Duration::from_secs(600));
+        let ask = |n: usize, now| {
+            let query = Query::parse(&format!("app=web,ebpfscaler.io/port={}", n + 1)).unwrap();
+            demand.ask(Family::Requests, "shop", &query, Time(now))
+        };
+        assert!((0..MAX_NARROWED).all(|n| ask(n, 0) == Asked::News));
+        assert_eq!(ask(MAX_NARROWED, 1), Asked::TooMany);
+        assert_eq!(ask(0, 1), Asked::Known, "what is held stays");
+        demand.publish(&State::default(), Time(600_000_001));
+        assert_eq!(ask(MAX_NARROWED, 600_000_002), Asked::News);
     }
 }

@@ -11,7 +11,7 @@ use ebpf_scaler_measure::{Answer, Family, Metric, Query, State, Time, Window};
 use tokio::sync::watch;
 
 use super::clock::Clock;
-use super::demand::Demand;
+use super::demand::{Asked, Demand};
 use super::identity::{LiveTrust, User};
 use super::metrics::{FamilyLabels, Metrics};
 use super::reviews::{Access, Action, Reviews};
@@ -97,8 +97,10 @@ impl Hub {
     }
 
     fn hold(&self, namespace: &str, family: Family, query: &Query, now: Time) {
-        if self.demand.ask(family, namespace, query, now) {
-            self.demand.publish(&self.state(), now);
+        match self.demand.ask(family, namespace, query, now) {
+            Asked::Known => {}
+            Asked::News => self.demand.publish(&self.state(), now),
+            Asked::TooMany => drop(self.metrics.narrowed_overflow.inc()),
         }
     }
 

@@ -70,12 +70,14 @@ pub struct Metrics {
     pub query_duration: Histogram,
     /// Requests and streams without a valid identity or right
     pub denied: Family<ReasonLabels, Counter>,
-    /// TLS connections open
+    /// Connections open, to all ports
     pub connections: Gauge,
     /// Times that the signals of a namespace, or of all, were computed
     pub signals_computed: Counter,
     /// Watches of signals that are open
     pub signals_watches: Gauge,
+    /// Questions about a part of pods that agents are not told of, because too many are asked already
+    pub narrowed_overflow: Counter,
     /// Connections that we have closed for what the client did not do
     closed: Family<ReasonLabels, Counter>,
     /// Requests of each workload's pods since this replica knows them
@@ -101,6 +103,7 @@ impl Metrics {
             connections: Gauge::default(),
             signals_computed: Counter::default(),
             signals_watches: Gauge::default(),
+            narrowed_overflow: Counter::default(),
             closed: Family::default(),
             workload_requests: Family::default(),
         };
@@ -143,7 +146,11 @@ impl Metrics {
             "Requests and streams refused for who asked",
             m.denied,
         );
-        r.register("connections", "TLS connections open", m.connections);
+        r.register(
+            "connections",
+            "Connections open, to all ports",
+            m.connections,
+        );
         r.register(
             "signals_computed",
             "Times that signals were computed for whoever lists or watches them",
@@ -153,6 +160,11 @@ impl Metrics {
             "signals_watches",
             "Watches of signals that are open",
             m.signals_watches,
+        );
+        r.register(
+            "narrowed_overflow",
+            "Queries narrowed to a port or container that agents are not told of, because 4,096 others are held",
+            m.narrowed_overflow,
         );
         r.register(
             "connections_closed",

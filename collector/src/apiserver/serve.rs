@@ -1,5 +1,5 @@
-//! Accepts TLS connections and serves an axum router on them, within limits, until told to stop; then lets
-//! what runs come to its end. Knows nothing of what is served. docs/security.md has each limit's reason.
+//! Accepts connections, over TLS or plain, and serves an axum router on them, within limits, until told to stop; then
+//! lets what runs come to its end. Knows nothing of what is served. docs/security.md has each limit's reason.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -55,17 +56,17 @@ pub struct Limits {
     pub in_flight: usize,
 }
 
-/// Serves `router` on `listener` until `shutdown`, then drains.
+/// Serves `router` on `listener` until `shutdown`, then drains; without `tls` plain HTTP/1.
 pub async fn serve(
     listener: TcpListener,
-    tls: ServerConfig,
+    tls: Option<ServerConfig>,
     router: Router,
     limits: Limits,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) {
     let port = Arc::new(Port {
-        acceptor: TlsAcceptor::from(Arc::new(tls)),
+        acceptor: tls.map(|config| TlsAcceptor::from(Arc::new(config))),
         router,
         limits,
         in_flight: Arc::new(Semaphore::new(limits.in_flight)),
@@ -113,7 +114,7 @@ pub async fn serve(
 
 /// What the connections of a port share.
 struct Port {
-    acceptor: TlsAcceptor,
+    acceptor: Option<TlsAcceptor>,
     router: Router,
     limits: Limits,
     in_flight: Arc<Semaphore>,
@@ -121,13 +122,16 @@ struct Port {
     shutdown: CancellationToken,
 }
 
+/// Why a connection ended before its time.
+type Ended = Box<dyn std::error::Error + Send + Sync>;
+
 impl Port {
-    async fn connection(
-        &self,
-        stream: TcpStream,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn connection(&self, stream: TcpStream) -> Result<(), Ended> {
         stream.set_nodelay(true)?;
-        let accepted = self.acceptor.accept(stream);
+        let Some(acceptor) = &self.acceptor else {
+            return self.exchange(stream, Peer::default(), false).await;
+        };
+        let accepted = acceptor.accept(stream);
         let Ok(stream) = tokio::time::timeout(self.limits.handshake, accepted).await else {
             self.metrics.close(Closing::Handshake);
             return Ok(());
@@ -138,6 +142,13 @@ impl Port {
         let peer = Peer(shown.iter().map(|c| c.clone().into_owned()).collect());
         // By what was agreed on: waiting for bytes to tell the protocol by would have no time limit.
         let http2 = session.alpn_protocol() == Some(b"h2");
+        self.exchange(stream, peer, http2).await
+    }
+
+    async fn exchange<S>(&self, stream: S, peer: Peer, http2: bool) -> Result<(), Ended>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let activity = Activity::new();
         let service = hyper::service::service_fn(|mut request: hyper::Request<Incoming>| {
             let busy = activity.begin();
@@ -149,7 +160,8 @@ impl Port {
             async move {
                 let response = match answered {
                     Some(answered) => answered.await?,
-                    None => too_many_requests(),
+                    None => Failure::new(429, "too many requests, please try again later")
+                        .into_response(),
                 };
                 drop(permit);
                 Ok::<_, std::convert::Infallible>(response.map(|body| busy.until_sent(body)))
@@ -195,16 +207,6 @@ impl Port {
             builder.http1_only()
         }
     }
-}
-
-fn too_many_requests() -> axum::response::Response {
-    let mut response =
-        Failure::new(429, "too many requests, please try again later").into_response();
-    let after = axum::http::HeaderValue::from_static("1");
-    response
-        .headers_mut()
-        .insert(axum::http::header::RETRY_AFTER, after);
-    response
 }
 
 /// Who may connect: so many in all, and half as many from one address, so that nobody alone keeps out others.

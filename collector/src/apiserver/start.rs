@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -27,6 +29,8 @@ pub struct Running {
     pub api: SocketAddr,
     /// Where agents and operators connect
     pub report: SocketAddr,
+    /// Where /metrics and the probes are
+    pub admin: SocketAddr,
     /// Whether it can do its work
     pub readiness: Readiness,
     servers: JoinSet<anyhow::Result<()>>,
@@ -85,7 +89,9 @@ pub async fn start(
     };
     let api = bind(address, "--address").await?;
     let report = bind(report_address, "--report-address").await?;
+    let admin = bind(admin_address, "--admin-address").await?;
     let (api_address, report_address) = (api.local_addr()?, report.local_addr()?);
+    let admin_address = admin.local_addr()?;
 
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -148,12 +154,13 @@ pub async fn start(
     let mut servers = JoinSet::new();
     let api_tls = server_config(serving.clone(), true, &["h2", "http/1.1"])?;
     let api_router = api::router(hub.clone(), readiness.clone(), custom_metrics);
-    let (m, s) = (metrics.clone(), stop.clone());
-    servers.spawn(async move {
-        serve::serve(api, api_tls, api_router, limits, m, s).await;
-        Ok(())
-    });
-    let report_tls = server_config(serving, false, &["h2"])?;
+    servers.spawn(serve_with_certificate(
+        serving.clone(),
+        (api, api_tls, api_router),
+        (limits, metrics.clone()),
+        stop.clone(),
+    ));
+    let report_tls = server_config(serving.clone(), false, &["h2"])?;
     let service = grpc::Service::new(
         hub,
         &namespace,
@@ -161,7 +168,7 @@ pub async fn start(
         token_review_period,
         stop.clone(),
     );
-    let limits = serve::Limits {
+    let report_limits = serve::Limits {
         // A token, and little else.
         head: 16 * 1024,
         // An agent needs one, an operator too.
@@ -172,21 +179,42 @@ pub async fn start(
         in_flight: max_connections / 2,
         ..limits
     };
-    let s = stop.clone();
+    servers.spawn(serve_with_certificate(
+        serving,
+        (report, report_tls, service.router()),
+        (report_limits, metrics.clone()),
+        stop.clone(),
+    ));
+    let admin_router = admin::router(Arc::new(registry), readiness.clone());
     servers.spawn(async move {
-        serve::serve(report, report_tls, service.router(), limits, metrics, s).await;
+        serve::serve(admin, None, admin_router, limits, metrics, stop).await;
         Ok(())
     });
-    let ready = readiness.clone();
-    servers.spawn(async move { Ok(admin::serve(admin_address, registry, ready, stop).await?) });
-    tracing::info!(api = %api_address, report = %report_address, "serving");
+    tracing::info!(api = %api_address, report = %report_address, admin = %admin_address, "serving");
     Ok(Running {
         api: api_address,
         report: report_address,
+        admin: admin_address,
         readiness,
         servers,
         _background: background,
     })
+}
+
+/// Serves from when there is a certificate. Who connects earlier waits for its handshake and is not turned away: after a
+/// crash kube-apiserver still sends us queries.
+async fn serve_with_certificate(
+    serving: Arc<Serving>,
+    (listener, tls, router): (TcpListener, ServerConfig, Router),
+    (limits, metrics): (serve::Limits, Metrics),
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        () = serving.given() => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    serve::serve(listener, Some(tls), router, limits, metrics, stop).await;
+    Ok(())
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

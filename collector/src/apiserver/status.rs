@@ -1,6 +1,6 @@
 //! Errors as Kubernetes clients expect them: a Status object with the matching HTTP code.
 
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -16,6 +16,9 @@ pub struct Failure {
     pub message: String,
     /// Our own word for the case, in details.causes
     pub cause: Option<&'static str>,
+    /// Seconds after which to ask again: client-go, and with it the HPA controller, then does so by itself, up to ten
+    /// times
+    pub retry_after: Option<u32>,
 }
 
 impl Failure {
@@ -41,7 +44,15 @@ impl Failure {
             reason,
             message: message.into(),
             cause: None,
+            // Who is sent away for being one too many should know when to come back.
+            retry_after: (code == 429).then_some(1),
         }
+    }
+
+    /// To be asked again after a second: what is missing will be there soon, whoever asks.
+    pub fn passing(mut self) -> Self {
+        self.retry_after = Some(1);
+        self
     }
 
     /// With our own word for the case.
@@ -67,6 +78,9 @@ impl Failure {
             body["details"]["causes"] =
                 json!([{"reason": cause, "message": body["message"].clone()}]);
         }
+        if let Some(seconds) = self.retry_after {
+            body["details"]["retryAfterSeconds"] = seconds.into();
+        }
         body
     }
 }
@@ -77,6 +91,10 @@ impl IntoResponse for Failure {
         let code = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = json_response(&body);
         *response.status_mut() = code;
+        if let Some(seconds) = self.retry_after {
+            let headers = response.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
         response
     }
 }
@@ -127,6 +145,18 @@ mod tests {
             assert_eq!(status.message.as_deref(), Some("why"));
             assert_eq!(headers[CONTENT_TYPE], "application/json");
         }
+    }
+
+    #[tokio::test]
+    async fn who_comes_too_early_is_told_when_to_come_back() {
+        let (too_many, headers) = status(Failure::new(429, "why")).await;
+        assert_eq!(headers[RETRY_AFTER], "1");
+        assert_eq!(too_many.details.unwrap().retry_after_seconds, Some(1));
+        let (_, headers) = status(Failure::new(503, "why").passing()).await;
+        assert_eq!(headers[RETRY_AFTER], "1");
+        // A client would ask ten times for what does not get better within seconds.
+        let (_, headers) = status(Failure::new(503, "why")).await;
+        assert!(!headers.contains_key(RETRY_AFTER));
     }
 
     #[tokio::test]

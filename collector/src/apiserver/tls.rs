@@ -14,6 +14,7 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio::sync::SetOnce;
 
 /// Why a certificate or CA can not be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,10 @@ pub enum Error {
 
 /// The serving certificate, swapped whole.
 #[derive(Debug, Default)]
-pub struct Serving(ArcSwapOption<CertifiedKey>);
+pub struct Serving {
+    certificate: ArcSwapOption<CertifiedKey>,
+    given: SetOnce<()>,
+}
 
 impl Serving {
     /// From now on handshakes get this certificate; what is connected stays.
@@ -50,19 +54,26 @@ impl Serving {
             source,
         })?;
         let certified = CertifiedKey::from_der(chain, key, &ring::default_provider())?;
-        self.0.store(Some(Arc::new(certified)));
+        self.certificate.store(Some(Arc::new(certified)));
+        // The first one is news, others follow it.
+        let _ = self.given.set(());
         Ok(())
+    }
+
+    /// Waits until there is a certificate.
+    pub async fn given(&self) {
+        self.given.wait().await;
     }
 
     /// Whether there is a certificate.
     pub fn is_set(&self) -> bool {
-        self.0.load().is_some()
+        self.certificate.load().is_some()
     }
 }
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.load_full()
+        self.certificate.load_full()
     }
 }
 

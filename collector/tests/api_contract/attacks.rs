@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::raw::{self, Frame};
 use super::world::*;
@@ -126,6 +127,49 @@ async fn headers_and_bodies_that_drip_hold_up_nobody() {
     assert_eq!(answer, b"HTTP/1.1 405");
     raw::ended(&mut slow).await;
     others_are_answered(&world).await;
+}
+
+#[tokio::test]
+async fn the_port_of_probes_has_the_limits_of_the_others() {
+    let flags = [
+        "--header-timeout=1s",
+        "--idle-timeout=1s",
+        "--max-connections=40",
+    ];
+    let world = with(&flags).await;
+    let connect = || async {
+        let stream = TcpStream::connect(world.running.admin).await;
+        stream.unwrap()
+    };
+    let probe = || async {
+        let mut stream = connect().await;
+        let request = b"GET /readyz HTTP/1.1\r\nhost: kubelet\r\nconnection: close\r\n\r\n";
+        let _ = stream.write_all(request).await;
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(SOON, stream.read_to_end(&mut answer));
+        let _ = read.await.expect("an answer, or the end");
+        answer.starts_with(b"HTTP/1.1 200")
+    };
+    assert!(probe().await);
+
+    let mut slow = connect().await;
+    let began = Instant::now();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\n").await.unwrap();
+    raw::ended(&mut slow).await;
+    assert!(began.elapsed() >= Duration::from_secs(1));
+
+    let mut idle = Vec::new();
+    for _ in 0..60 {
+        idle.push(connect().await);
+    }
+    eventually("those beyond an address' half are closed", || async {
+        idle.iter().filter(|stream| !raw::is_closed(stream)).count() <= 20
+    })
+    .await;
+    eventually_within(SOON, "all are closed, and probes are answered", || async {
+        idle.iter().all(raw::is_closed) && probe().await
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -18,5 +18,6 @@ mod queries;
 mod raw;
 mod rotation;
 mod signals;
+mod starting;
 mod streams;
 mod world;

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
@@ -136,7 +136,7 @@ pub fn is_closed(stream: &TcpStream) -> bool {
 }
 
 /// Reads until the other side has closed, at most a minute.
-pub async fn ended(stream: &mut TlsStream<TcpStream>) {
+pub async fn ended(stream: &mut (impl AsyncRead + Unpin)) {
     let end = async {
         let mut bytes = [0; 1024];
         while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}

@@ -25,6 +25,8 @@ use super::cluster::Cluster;
 use super::pki::{Ca, Leaf};
 
 #[derive(Parser)]
+// What a test says comes last.
+#[command(args_override_self = true)]
 struct Flags {
     #[command(flatten)]
     args: Args,
@@ -107,6 +109,13 @@ impl World {
     }
 
     async fn start(cluster: Cluster, cas: [Arc<Ca>; 3], flags: &[&str]) -> Self {
+        let world = Self::starting(cluster, cas, flags).await;
+        eventually("ready", || async { world.running.readiness.is_ready() }).await;
+        world
+    }
+
+    /// A replica that is not ready yet.
+    pub async fn starting(cluster: Cluster, cas: [Arc<Ca>; 3], flags: &[&str]) -> Self {
         let [serving_ca, proxy_ca, client_ca] = cas;
         let base = [
             "apiserver",
@@ -120,16 +129,14 @@ impl World {
         let shutdown = CancellationToken::new();
         let client = cluster.client().await;
         let running = start(flags.args, client, shutdown.clone()).await.unwrap();
-        let world = Self {
+        Self {
             cluster,
             serving_ca,
             proxy_ca,
             client_ca,
             running,
             shutdown,
-        };
-        eventually("ready", || async { world.running.readiness.is_ready() }).await;
-        world
+        }
     }
 
     /// The front proxy, speaking for somebody.
