@@ -1,11 +1,13 @@
 //! What the tests on a real cluster, the demo and the benches share: talking to a cluster, applying objects,
 //! waiting with useful messages, generating load. It never starts or stops a cluster.
 
+pub mod availability;
 pub mod client;
 pub mod diagnose;
 pub mod load;
 pub mod metrics;
 pub mod objects;
+pub mod process;
 pub mod product;
 pub mod replicas;
 pub mod story;

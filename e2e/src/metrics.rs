@@ -202,7 +202,9 @@ pub fn counted_since(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>
     differences.max()
 }
 
-fn parse(page: &str) -> Vec<Sample> {
+/// The samples of a page.
+#[must_use]
+pub fn parse(page: &str) -> Vec<Sample> {
     page.lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| {

@@ -3,6 +3,7 @@
 
 mod agent_restart;
 mod apiserver_killed;
+mod availability;
 mod cert_manager;
 mod custom_metrics;
 mod external_api;

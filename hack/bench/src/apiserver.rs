@@ -2,16 +2,16 @@
 //! process, agents that report over real gRPC, queries over the real HTTPS API. Kubernetes itself is a stand-in.
 
 mod agents;
-mod kubernetes;
-mod pki;
-mod queries;
-mod replica;
+pub mod kubernetes;
+pub mod pki;
+pub mod queries;
+pub mod replica;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
 use crate::interrupt;
@@ -48,7 +48,7 @@ pub struct Options {
 }
 
 /// One size of cluster.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Point {
     /// Pods in the cluster.
     pods: usize,
@@ -60,7 +60,7 @@ struct Point {
     query_p50_ms: f64,
     query_p99_ms: f64,
     #[serde(skip)]
-    aside: Aside,
+    aside: Option<Aside>,
 }
 
 /// What else is printed.
@@ -74,8 +74,9 @@ struct Aside {
     sent: f64,
 }
 
-#[derive(Serialize)]
-struct Results {
+/// What `--json` writes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Results {
     points: Vec<Point>,
 }
 
@@ -91,11 +92,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut points = Vec::new();
     for pods in sizes {
         let point = measure(pods, time, options.quick)?;
-        println!("    {}", line(&point));
+        if let Some(aside) = &point.aside {
+            println!("    {}", line(pods, aside));
+        }
         points.push(point);
     }
-    println!("{}", table(&points).text());
-    write_json(options.json.as_deref(), &Results { points })
+    let results = Results { points };
+    println!("{}", table(&results).text());
+    write_json(options.json.as_deref(), &results)
 }
 
 fn measure(pods: usize, time: Duration, quick: bool) -> anyhow::Result<Point> {
@@ -103,7 +107,7 @@ fn measure(pods: usize, time: Duration, quick: bool) -> anyhow::Result<Point> {
     let pki = Pki::new()?;
     let kubernetes = Kubernetes::start(pods, &pki)?;
     let began = Instant::now();
-    let mut replica = Replica::start(&scratch.0, &kubernetes, &pki)?;
+    let mut replica = Replica::start(&scratch.0, &kubernetes.kubeconfig(), &pki)?;
     let ready = began.elapsed();
     let agents = Agents::start(kubernetes.nodes(), pods, &replica, &pki)?;
     let limit = Duration::from_secs(600);
@@ -139,32 +143,33 @@ fn measure(pods: usize, time: Duration, quick: bool) -> anyhow::Result<Point> {
         rss_mib: replica.rss()? as f64 / f64::from(1 << 20),
         query_p50_ms: quantile(0.5).context(no_answers)?,
         query_p99_ms: quantile(0.99).context(no_answers)?,
-        aside: Aside {
+        aside: Some(Aside {
             ready,
             queries: latencies.len(),
             incomplete,
             sent,
-        },
+        }),
     })
 }
 
-fn line(point: &Point) -> String {
+fn line(pods: usize, aside: &Aside) -> String {
     let Aside {
         ready,
         queries,
         incomplete,
         sent,
-    } = &point.aside;
+    } = aside;
     format!(
         "{} pods: ready after {:.1} s, {:.1} % of the reports due were sent, {queries} queries, {incomplete} of them \
          answered that agents are silent",
-        point.pods,
+        pods,
         ready.as_secs_f64(),
         sent * 100.0
     )
 }
 
-fn table(points: &[Point]) -> Table {
+/// For people.
+pub fn table(results: &Results) -> Table {
     let headings = [
         "pods",
         "CPUs",
@@ -175,7 +180,7 @@ fn table(points: &[Point]) -> Table {
         "",
     ];
     let mut table = Table::new("One replica of the API server role", &headings);
-    for point in points {
+    for point in &results.points {
         let ok = point.rss_mib <= RSS_MIB && point.query_p99_ms <= QUERY_P99_MS;
         table.row([
             point.pods.to_string(),
@@ -186,12 +191,13 @@ fn table(points: &[Point]) -> Table {
             format!("{RSS_MIB:.0} MiB, p99 {QUERY_P99_MS:.0} ms"),
             verdict(ok),
         ]);
-        if point.aside.sent < 0.95 {
+        let sent = point.aside.as_ref().map_or(1.0, |aside| aside.sent);
+        if sent < 0.95 {
             table.note(format!(
                 "With {} pods the agents sent only {:.0} % of their reports in time: this machine, which also runs them, \
                  was too busy.",
                 point.pods,
-                point.aside.sent * 100.0
+                sent * 100.0
             ));
         }
     }
@@ -203,10 +209,11 @@ fn table(points: &[Point]) -> Table {
 }
 
 /// A directory that goes with us.
-struct Scratch(PathBuf);
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn new() -> anyhow::Result<Self> {
+    /// An empty one.
+    pub fn new() -> anyhow::Result<Self> {
         let name = format!("ebpf-scaler-bench-{}", std::process::id());
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&directory).context("cannot make a scratch directory")?;

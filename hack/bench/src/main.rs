@@ -18,6 +18,7 @@ mod servers;
 mod sink;
 mod site;
 mod table;
+mod watch;
 
 use std::path::Path;
 
@@ -37,6 +38,8 @@ enum Bench {
     Agent(agent::Options),
     /// One replica of the API server role with up to 100,000 pods
     Apiserver(apiserver::Options),
+    /// One replica of the API server role that watches the pods of a real kube-apiserver
+    Watch(watch::Options),
     /// Accuracy and overhead, written to docs/benchmarks.md
     Docs(docs::Options),
     /// A process of a pod
@@ -56,6 +59,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Overhead(options) => overhead::run(&options),
         Bench::Agent(options) => agent::run(&options),
         Bench::Apiserver(options) => apiserver::run(&options),
+        Bench::Watch(options) => watch::run(&options),
         Bench::Docs(options) => docs::run(&options),
         Bench::Actor(actor) => actors::run(actor),
     }

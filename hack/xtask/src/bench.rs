@@ -25,6 +25,9 @@ enum What {
     Agent(host::Options),
     /// CPU, memory and answers of one API server replica with up to 100,000 pods; neither root nor a cluster
     Apiserver(host::Options),
+    /// Start, catching up and memory of one API server replica that watches 10,000 pods of a real kube-apiserver, which
+    /// kwok plays kubelet for; no cluster
+    Watch(host::Options),
     /// Accuracy and overhead, written to docs/benchmarks.md
     Docs(host::Options),
 }
@@ -49,6 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Overhead(options) => host::run(&mut steps, "overhead", &options),
         What::Agent(options) => host::run(&mut steps, "agent", &options),
         What::Apiserver(options) => host::run_without_kernel(&mut steps, "apiserver", &options),
+        What::Watch(options) => host::run_with_kubernetes(&mut steps, "watch", &options),
         What::Docs(options) => host::run(&mut steps, "docs", &options),
     }
 }

@@ -101,6 +101,17 @@ impl Kubernetes {
         })
     }
 
+    /// For its client.
+    pub fn kubeconfig(&self) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: bench\n\
+             clusters: [{{name: bench, cluster: {{server: \"http://{}\"}}}}]\n\
+             users: [{{name: bench, user: {{}}}}]\n\
+             contexts: [{{name: bench, context: {{cluster: bench, user: bench}}}}]\n",
+            self.address
+        )
+    }
+
     /// Nodes of the cluster.
     pub fn nodes(&self) -> usize {
         self.nodes
@@ -148,7 +159,8 @@ async fn pods_page(State(cluster): State<Arc<Cluster>>, parameters: Parameters) 
     list(&parameters, "PodList", next, items)
 }
 
-fn pod(number: usize, nodes: usize) -> Value {
+/// A pod that runs.
+pub fn pod(number: usize, nodes: usize) -> Value {
     let (namespace, workload) = place(number);
     json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -4,7 +4,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair,
 };
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::WantsClientCert;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -52,19 +53,29 @@ impl Pki {
 
     /// TLS as the front proxy does it.
     pub fn front_proxy(&self) -> anyhow::Result<ClientConfig> {
+        let mut config = self.verifying()?.with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(
+                self.proxy.certificate.as_bytes(),
+            )?],
+            PrivateKeyDer::from_pem_slice(self.proxy.key.as_bytes())?,
+        )?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+
+    /// TLS of whoever has a token.
+    pub fn anybody(&self) -> anyhow::Result<ClientConfig> {
+        let mut config = self.verifying()?.with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+
+    fn verifying(&self) -> anyhow::Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes())?)?;
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
+        Ok(ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(
-                vec![CertificateDer::from_pem_slice(
-                    self.proxy.certificate.as_bytes(),
-                )?],
-                PrivateKeyDer::from_pem_slice(self.proxy.key.as_bytes())?,
-            )?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(config)
+            .with_root_certificates(roots))
     }
 }

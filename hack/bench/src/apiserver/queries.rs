@@ -122,10 +122,13 @@ async fn one(mut sender: SendRequest<Empty<Bytes>>, path: &str) -> anyhow::Resul
     Ok((took, status))
 }
 
-async fn connect(
-    api: SocketAddr,
-    tls: Arc<ClientConfig>,
-) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
+/// HTTP/2 over TLS; `B` is what requests have for a body.
+pub async fn connect<B>(api: SocketAddr, tls: Arc<ClientConfig>) -> anyhow::Result<SendRequest<B>>
+where
+    B: hyper::body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let stream = tokio::net::TcpStream::connect(api).await?;
     stream.set_nodelay(true)?;
     let connector = tokio_rustls::TlsConnector::from(tls);

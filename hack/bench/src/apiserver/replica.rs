@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::kubernetes::Kubernetes;
 use super::pki::Pki;
 use crate::interrupt;
 use crate::process::{self, Running};
@@ -24,23 +23,18 @@ pub struct Replica {
     pub api: SocketAddr,
     /// Where agents report.
     pub report: SocketAddr,
+    /// Where its own metrics are.
+    pub admin: SocketAddr,
 }
 
 impl Replica {
     /// Starts it and waits until it knows the pods.
-    pub fn start(directory: &Path, kubernetes: &Kubernetes, pki: &Pki) -> anyhow::Result<Self> {
+    pub fn start(directory: &Path, kubeconfig: &str, pki: &Pki) -> anyhow::Result<Self> {
         let file = |name: &str, text: &str| -> anyhow::Result<_> {
             let file = directory.join(name);
             fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
             Ok(file)
         };
-        let kubeconfig = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: bench\n\
-             clusters: [{{name: bench, cluster: {{server: \"http://{}\"}}}}]\n\
-             users: [{{name: bench, user: {{}}}}]\n\
-             contexts: [{{name: bench, context: {{cluster: bench, user: bench}}}}]\n",
-            kubernetes.address
-        );
         let log = directory.join("apiserver.log");
         let mut command = Command::new(process::sibling("collector")?);
         command
@@ -54,7 +48,7 @@ impl Replica {
             .arg(file("tls.crt", &pki.serving.certificate)?)
             .arg("--tls-key-file")
             .arg(file("tls.key", &pki.serving.key)?)
-            .env("KUBECONFIG", file("kubeconfig", &kubeconfig)?)
+            .env("KUBECONFIG", file("kubeconfig", kubeconfig)?)
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log)?);
         let mut process = Running::start(&mut command)?;
@@ -70,11 +64,12 @@ impl Replica {
             let last: Vec<_> = text.lines().rev().take(5).collect();
             format!("it said {last:?}")
         })?;
-        let (api, report) = addresses.context("it did not say where it listens")?;
+        let (api, report, admin) = addresses.context("it did not say where it listens")?;
         Ok(Self {
             process,
             api,
             report,
+            admin,
         })
     }
 
@@ -99,12 +94,36 @@ impl Replica {
         ))
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Resident bytes.
     pub fn rss(&self) -> anyhow::Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// The most bytes that were resident since `forget_peak`.
+    pub fn peak(&self) -> anyhow::Result<u64> {
+        self.status("VmHWM:")
+    }
+
+    /// Forgets the peak: see proc_pid_clear_refs(5).
+    pub fn forget_peak(&self) -> anyhow::Result<()> {
+        let file = format!("/proc/{}/clear_refs", self.process.id());
+        fs::write(&file, "5").with_context(|| format!("cannot write {file}"))
+    }
+
+    fn status(&self, key: &str) -> anyhow::Result<u64> {
         let text = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        Ok(kib.context("no VmRSS")?.trim().parse::<u64>()? << 10)
+        Ok(kib
+            .with_context(|| format!("no {key}"))?
+            .trim()
+            .parse::<u64>()?
+            << 10)
     }
 }
 
@@ -113,10 +132,10 @@ fn says(line: &str, message: &str) -> bool {
     line.is_some_and(|line| line["message"] == message)
 }
 
-/// Both addresses, from the line that tells them.
-fn serving(log: &str) -> Option<(SocketAddr, SocketAddr)> {
+/// All addresses, from the line that tells them.
+fn serving(log: &str) -> Option<(SocketAddr, SocketAddr, SocketAddr)> {
     let line = log.lines().find(|line| says(line, "serving"))?;
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
     let address = |key: &str| line[key].as_str()?.parse().ok();
-    Some((address("api")?, address("report")?))
+    Some((address("api")?, address("report")?, address("admin")?))
 }

@@ -36,6 +36,17 @@ pub fn run_without_kernel(steps: &mut Steps, what: &str, options: &Options) -> a
     go_on(steps, what, options, &PACKAGES[..2])
 }
 
+/// The same for one that needs Kubernetes' programs, but no node to run them on.
+pub fn run_with_kubernetes(steps: &mut Steps, what: &str, options: &Options) -> anyhow::Result<()> {
+    if !options.has("--help") {
+        for (name, script) in [("Kubernetes", "kubernetes.sh"), ("kwok", "kwok.sh")] {
+            let script = generate::root().join("hack/setup").join(script);
+            steps.run(name, Command::new("bash").arg(script))?;
+        }
+    }
+    go_on(steps, what, options, &PACKAGES[..2])
+}
+
 /// Installs the peers, builds, and goes on as the bench.
 pub fn run(steps: &mut Steps, what: &str, options: &Options) -> anyhow::Result<()> {
     let root = generate::root();
