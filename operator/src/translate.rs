@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use ebpf_scaler_crds::v1alpha1::{
-    Behavior, Direction, EbpfScalerSpec, ExternalTargetType, MetricSpec, MetricType, PolicyType,
-    Profile, ScalingRules, SelectPolicy, selector_text,
+    Behavior, Direction, EbpfScalerSpec, ExternalTargetType, LatencyStrategy, MetricSpec,
+    MetricType, PolicyType, Profile, ScalingRules, SelectPolicy, Window, selector_text,
 };
 use ebpf_scaler_decide::{self as decide, Limit, Objective, Policy, Rules, Select, Target, Unit};
 use ebpf_scaler_measure::Metric;
@@ -46,6 +46,17 @@ impl Query {
     }
 }
 
+/// What is asked for beside a latency whose capacity is learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// The latency's place among the policy's metrics.
+    pub metric: usize,
+    /// Requests per second.
+    pub load: Query,
+    /// Threads that wait for a CPU.
+    pub waiting: Query,
+}
+
 /// A metric as the status shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shown {
@@ -66,10 +77,20 @@ pub struct Plan {
     pub policy: Policy,
     /// For each of the policy's metrics.
     pub queries: Vec<Query>,
+    /// For those of the policy's metrics whose capacity is learned.
+    pub beside: Vec<Beside>,
     /// For each of the policy's metrics.
     pub shown: Vec<Shown>,
     /// When the policy has a floor.
     pub schedules: Schedules,
+}
+
+impl Plan {
+    /// All that is to be asked for.
+    pub fn asked(&self) -> impl Iterator<Item = &Query> {
+        let beside = self.beside.iter().flat_map(|b| [&b.load, &b.waiting]);
+        self.queries.iter().chain(beside)
+    }
 }
 
 /// The meaning of `spec` for pods that `pods` selects in `namespace`.
@@ -78,12 +99,16 @@ pub fn plan(spec: &EbpfScalerSpec, namespace: &str, pods: &str) -> Plan {
     let hpa = spec.profile == Profile::Hpa;
     let mut metrics = Vec::new();
     let mut queries = Vec::new();
+    let mut beside = Vec::new();
     let mut shown = Vec::new();
     for m in &spec.metrics {
         // The API server's rules make this impossible; an object from before them is not fatal.
         let Some((metric, query, show)) = one(m, namespace, pods) else {
             continue;
         };
+        if matches!(metric.objective, Objective::LearnedLatency { .. }) {
+            beside.extend(seen_beside(m, metrics.len(), &metric, &query, pods));
+        }
         metrics.push(metric);
         queries.push(query);
         shown.push(show);
@@ -120,6 +145,7 @@ pub fn plan(spec: &EbpfScalerSpec, namespace: &str, pods: &str) -> Plan {
             ..base
         },
         queries,
+        beside,
         shown,
         schedules: Schedules::read(&spec.schedules),
     }
@@ -195,13 +221,19 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
                 block.percentile.as_str()
             );
             metric = Metric::from_name(&name)?;
-            objective = Objective::Latency {
-                share: block.percentile.share(),
+            let share = block.percentile.share();
+            let learns = type_ == MetricType::RequestLatency
+                && block.strategy == Some(LatencyStrategy::LearnedCapacity);
+            objective = if learns {
+                Objective::LearnedLatency { share }
+            } else {
+                Objective::Latency { share }
             };
             target = Target::Value(block.target.get().as_secs_f64() * 1e6);
             target_text = block.target.to_string();
             stable = block.stable_window;
-            burst = None;
+            // Of the latency as of the load beside it.
+            burst = learns.then(Window::burst);
         }
         MetricType::RunQueueWaitingThreads => {
             let block = spec.run_queue_waiting_threads.as_ref()?;
@@ -232,17 +264,16 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
     let mut windows = vec![stable.get()];
     if let Some(burst) = burst {
         windows.push(burst.get());
-        windows.push(SHORTEST);
+        if objective.share().is_none() {
+            windows.push(SHORTEST);
+        }
     }
     windows.dedup();
     let query = Query {
         namespace: namespace.to_owned(),
         metric: metric.as_str().to_owned(),
         selector: narrowing.selector(pods),
-        windows: windows
-            .iter()
-            .map(|w| u32::try_from(w.as_secs()).unwrap_or(u32::MAX))
-            .collect(),
+        windows: windows.into_iter().map(whole_seconds).collect(),
     };
     let decided = decide::Metric {
         name: narrowing.name(metric),
@@ -255,9 +286,43 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
         type_: type_.as_str(),
         target: target_text,
         average: matches!(target, Target::Average(_)),
-        micros: matches!(objective, Objective::Latency { .. }),
+        micros: objective.share().is_some(),
     };
     Some((decided, query, shown))
+}
+
+/// The load of the same requests, and what waits for a CPU in the same pods: threads have no port.
+fn seen_beside(
+    spec: &MetricSpec,
+    place: usize,
+    metric: &decide::Metric,
+    query: &Query,
+    pods: &str,
+) -> Option<Beside> {
+    let block = spec.request_latency.as_ref()?;
+    let windows = [
+        metric.stable_window,
+        metric.burst_window.unwrap_or(SHORTEST),
+        SHORTEST,
+    ];
+    Some(Beside {
+        metric: place,
+        load: Query {
+            metric: Metric::RequestsPerSecond.as_str().to_owned(),
+            windows: windows.map(whole_seconds).to_vec(),
+            ..query.clone()
+        },
+        waiting: Query {
+            metric: Metric::RunQueueWaitingThreads.as_str().to_owned(),
+            selector: Narrowing::new(None, block.container.as_deref()).selector(pods),
+            windows: vec![whole_seconds(metric.stable_window)],
+            ..query.clone()
+        },
+    })
+}
+
+fn whole_seconds(window: Duration) -> u32 {
+    u32::try_from(window.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// What of each pod counts.

@@ -20,6 +20,7 @@ use crate::{HumanDuration, Quantity};
     validation = Rule::new("(self.type == 'RunQueueWaitingThreads') == has(self.runQueueWaitingThreads)").message("runQueueWaitingThreads must be set if type is RunQueueWaitingThreads, and only then").field_path(".runQueueWaitingThreads"),
     validation = Rule::new("(self.type == 'NetworkThroughput') == has(self.networkThroughput)").message("networkThroughput must be set if type is NetworkThroughput, and only then").field_path(".networkThroughput"),
     validation = Rule::new("!has(self.runQueueLatency) || !has(self.runQueueLatency.port)").message("runQueueLatency.port can not be set: threads have no port; runQueueLatency.container can").field_path(".runQueueLatency.port"),
+    validation = Rule::new("!has(self.runQueueLatency) || !has(self.runQueueLatency.strategy)").message("runQueueLatency.strategy can not be set: what a pod can take is learned from requests").field_path(".runQueueLatency.strategy"),
     validation = Rule::new("(self.type == 'External') == has(self.external)").message("external must be set if type is External, and only then").field_path(".external")
 )]
 pub struct MetricSpec {
@@ -184,6 +185,7 @@ pub struct RateMetric {
 /// are bounded and wait for the effect of the last one.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.strategy) || self.strategy != 'LearnedCapacity' || duration(self.stableWindow) >= duration('10s')").message("stableWindow must be 10s or longer if strategy is LearnedCapacity").field_path(".stableWindow"))]
 pub struct QuantileMetric {
     /// Which quantile.
     pub percentile: Percentile,
@@ -204,6 +206,19 @@ pub struct QuantileMetric {
     /// What decisions look at.
     #[serde(default = "Window::stable")]
     pub stable_window: Window,
+    /// How replicas follow from the latency; bounded steps if it is left out. Not for the run queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<LatencyStrategy>,
+}
+
+/// How replicas follow from a latency.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LatencyStrategy {
+    /// Half more or a tenth fewer at a time, each after the effect of the last.
+    BoundedSteps,
+    /// Requests per second that a pod can take within the target are learned from what is seen, and replicas are computed
+    /// from the load; in bounded steps until enough is known. `status.learned` shows what is.
+    LearnedCapacity,
 }
 
 /// The quantiles that are served.

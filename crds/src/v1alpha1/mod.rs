@@ -16,11 +16,11 @@ pub use behavior::{Behavior, PolicyType, ScalingPolicy, ScalingRules, SelectPoli
 pub use history::{DecisionMetric, LoadSeries, Outcome, ScalingDecision, ScalingHistory};
 pub use metric::{
     AverageTarget, Direction, ExternalMetric, ExternalSource, ExternalTarget, ExternalTargetType,
-    MetricSpec, MetricType, NetworkThroughput, Percentile, QuantileMetric, RateMetric,
-    RequestMetric, Window, selector_text,
+    LatencyStrategy, MetricSpec, MetricType, NetworkThroughput, Percentile, QuantileMetric,
+    RateMetric, RequestMetric, Window, selector_text,
 };
 pub use schedule::{Pause, Schedule};
-pub use status::{EbpfScalerStatus, LastDecision, MetricStatus};
+pub use status::{CapacityPoint, EbpfScalerStatus, LastDecision, LearnedCapacity, MetricStatus};
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -69,6 +69,13 @@ use crate::HumanDuration;
         type_ = "string"
     ),
     printcolumn(
+        name = "Learned",
+        json_path = ".status.learned[0].capacityPerPod",
+        type_ = "string",
+        priority = 1,
+        description = "requests per second that a pod can take within its latency target, as far as was seen"
+    ),
+    printcolumn(
         name = "Age",
         json_path = ".metadata.creationTimestamp",
         type_ = "date"
@@ -82,6 +89,9 @@ use crate::HumanDuration;
     validation = Rule::new("!has(self.fallback) || (self.fallback.replicas >= self.minReplicas && self.fallback.replicas <= self.maxReplicas)")
         .message("spec.fallback.replicas must be from spec.minReplicas to spec.maxReplicas")
         .field_path(".fallback"),
+    validation = Rule::new("self.profile != 'HPA' || self.metrics.all(m, !has(m.requestLatency) || !has(m.requestLatency.strategy) || m.requestLatency.strategy != 'LearnedCapacity')")
+        .message("spec.metrics[].requestLatency.strategy can not be LearnedCapacity if spec.profile is HPA")
+        .field_path(".metrics"),
     validation = Rule::new("!has(self.schedules) || self.schedules.all(s, s.minReplicas <= self.maxReplicas)")
         .message("spec.schedules[].minReplicas must be at most spec.maxReplicas")
         .field_path(".schedules"),

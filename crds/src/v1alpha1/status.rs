@@ -30,7 +30,12 @@ pub struct EbpfScalerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub metrics: Vec<MetricStatus>,
-    /// Ready, ScalingActive, AbleToScale, ScalingLimited, MetricsAvailable, Bursting, Conflict, ExternallyModified.
+    /// What was learned for each metric with the strategy LearnedCapacity. A new leader goes on from here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub learned: Vec<LearnedCapacity>,
+    /// Ready, ScalingActive, AbleToScale, ScalingLimited, MetricsAvailable, Bursting, Conflict, ExternallyModified; with
+    /// the strategy LearnedCapacity also CapacityLearned.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -77,4 +82,49 @@ pub struct MetricStatus {
     /// Why there is no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// What pods can take within a latency's target, as far as was seen.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LearnedCapacity {
+    /// The metric's name, as in `metrics`.
+    pub name: String,
+    /// Requests per second that a pod can take; absent while none is known to be within the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_per_pod: Option<String>,
+    /// From 0 to 1; replicas are computed from the capacity from 0.5 on.
+    pub confidence: String,
+    /// The least requests per second and pod that were seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least_load_seen: Option<String>,
+    /// The most. The capacity is never larger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_load_seen: Option<String>,
+    /// Whether more than the capacity was seen to be too much; if not, pods may be able to take more.
+    pub limit_seen: bool,
+    /// When this was true.
+    pub time: Time,
+    /// What was seen, by load.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub curve: Vec<CapacityPoint>,
+}
+
+/// What was seen at one load.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CapacityPoint {
+    /// Requests per second and pod.
+    pub load: String,
+    /// The quantile of latency, in microseconds.
+    pub latency_microseconds: String,
+    /// How much that varies: the deviation of its natural logarithm.
+    pub spread: String,
+    /// Threads that wait for a CPU, per pod; absent where that is not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_threads: Option<String>,
+    /// How many windows that rests on; old ones count less.
+    pub weight: String,
 }

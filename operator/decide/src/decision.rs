@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Time;
+use crate::{Learned, Time};
 
 /// Why the replicas are what they are. Condition, event, metric label and message come from this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,6 +27,10 @@ pub enum Reason {
     Settling,
     /// Less is asked for, but some pods cannot be seen.
     PartialCoverage,
+    /// One pod in ten fewer, to learn what pods can take: more than any was seen with.
+    Probing,
+    /// A latency is off its target at a load that was well within it, and no more threads wait for a CPU.
+    LatencyNotFromLoad,
     /// Less is asked for, but a recent recommendation was higher.
     ScaleDownStabilized,
     /// More is asked for, but a recent recommendation was lower.
@@ -69,6 +73,8 @@ impl Reason {
             Self::Starting => "Starting",
             Self::Settling => "Settling",
             Self::PartialCoverage => "PartialCoverage",
+            Self::Probing => "Probing",
+            Self::LatencyNotFromLoad => "LatencyNotFromLoad",
             Self::ScaleDownStabilized => "ScaleDownStabilized",
             Self::ScaleUpStabilized => "ScaleUpStabilized",
             Self::ScaleUpLimit => "ScaleUpLimit",
@@ -118,6 +124,10 @@ pub enum Basis {
     Settling,
     /// Would go down, but some pods cannot be seen.
     PartialCoverage,
+    /// Puts more on a pod than was seen, to learn.
+    Probing,
+    /// Off the target for a cause that replicas do not take away.
+    NotFromLoad,
     /// There is no value.
     Missing,
 }
@@ -144,6 +154,9 @@ pub struct Proposal {
     pub window: Duration,
     /// Whether it starts or prolongs a burst.
     pub triggers_burst: bool,
+    /// What was learned of the workload, if that is asked for.
+    #[serde(default)]
+    pub learned: Option<Learned>,
 }
 
 impl Proposal {
@@ -154,6 +167,7 @@ impl Proposal {
             value: None,
             window: Duration::ZERO,
             triggers_burst: false,
+            learned: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A decision in a sentence that a person reads in `kubectl describe`. Never adds a fact that the
 //! decision does not carry.
 
-use crate::{Basis, Decision, Limited, Objective, Outcome, Policy, Reason, Target};
+use crate::{Basis, Decision, Learned, Limited, Outcome, Policy, Reason, Target};
 
 /// A number with no more digits than a person wants.
 pub(crate) fn number(x: f64) -> String {
@@ -58,6 +58,14 @@ impl Decision {
             ),
             Reason::Settling => format!(
                 "{} is off, waiting for the effect of the last step",
+                self.top_text(policy)
+            ),
+            Reason::Probing => format!(
+                "{}, and pods may be able to take more than was seen: {asked} to learn it",
+                self.top_text(policy)
+            ),
+            Reason::LatencyNotFromLoad => format!(
+                "{}, but pods took as much before, and their threads wait for a CPU no more: more pods would not help",
                 self.top_text(policy)
             ),
             Reason::PartialCoverage => "some pods cannot be seen, so nothing is removed".into(),
@@ -136,10 +144,26 @@ impl Decision {
         };
         let value = proposal.value.unwrap_or(f64::NAN);
         let unit = match metric.objective {
-            Objective::Latency { .. } => " us",
+            o if o.share().is_some() => " us",
             _ => "",
         };
         let window = seconds(proposal.window);
+        if let Some(learned) = &proposal.learned
+            && let (Some((load, window)), Some(capacity)) = (learned.load, learned.capacity)
+        {
+            return format!(
+                "load of {}/s in {} on {} x {} learned for {} of {} us ({})",
+                number(load),
+                seconds(window),
+                self.current,
+                number(capacity),
+                metric.name,
+                number(match metric.target {
+                    Target::Average(t) | Target::Value(t) => t,
+                }),
+                seen(learned)
+            );
+        }
         match metric.target {
             Target::Average(t) => format!(
                 "{} of {} in {window} on {} x {}",
@@ -169,6 +193,22 @@ impl Decision {
             .collect();
         parts.join("; ")
     }
+}
+
+/// On what a learned capacity rests.
+fn seen(learned: &Learned) -> String {
+    let (least, most) = learned.seen.unwrap_or_default();
+    let beyond = if learned.limit_seen {
+        "more was too much"
+    } else {
+        "no limit seen"
+    };
+    format!(
+        "confidence {}; seen {} to {}/s a pod, {beyond}",
+        number((learned.confidence * 100.0).round() / 100.0),
+        number(least),
+        number(most)
+    )
 }
 
 fn seconds(d: std::time::Duration) -> String {

@@ -6,8 +6,11 @@ use std::{collections::VecDeque, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Observation, Policy, Profile, Reading, Rules, Sample, Time,
+    Beside, Decision, Metric, Objective, Observation, Point, Policy, Profile, Reading, Rules,
+    Sample, Time,
+    capacity::Capacity,
     evidence::{Recent, Short},
+    slo,
 };
 
 /// The longest stabilization window and the longest policy period that a spec can have.
@@ -34,6 +37,9 @@ pub struct History {
     /// Since when as many replicas are ready as are asked for.
     ready_since: Option<Time>,
     recent: Vec<(String, Recent)>,
+    /// Of each metric whose capacity is learned.
+    #[serde(default)]
+    capacities: Vec<(String, Capacity)>,
 }
 
 impl History {
@@ -81,13 +87,82 @@ impl History {
             (false, _) => None,
             (true, since) => since.or(Some(now)),
         };
-        for (metric, reading) in policy.metrics.iter().zip(&observation.metrics) {
-            if let Reading::Known(sample) = reading {
-                self.remember(&metric.name, metric.burst_window, sample);
+        for (i, (metric, reading)) in policy.metrics.iter().zip(&observation.metrics).enumerate() {
+            match (metric.objective, reading) {
+                (Objective::LearnedLatency { share }, _) => {
+                    self.learn(i, metric, share, observation, now);
+                }
+                (_, Reading::Known(sample)) => {
+                    self.remember(&metric.name, metric.burst_window, sample);
+                }
+                (_, Reading::Missing(_)) => {}
             }
         }
+        self.capacities
+            .retain(|(name, _)| policy.metrics.iter().any(|m| m.name == *name));
         self.recent
             .retain(|(name, _)| policy.metrics.iter().any(|m| m.name == *name));
+    }
+
+    /// Learns what a pod can take, where pods and load have been steady for long enough.
+    fn learn(
+        &mut self,
+        i: usize,
+        metric: &Metric,
+        share: f64,
+        observation: &Observation,
+        now: Time,
+    ) {
+        let beside = observation.beside(i);
+        if let Some(load) = beside.and_then(Beside::load) {
+            self.remember(&metric.name, metric.burst_window, load);
+        }
+        let at_rest = self.settled(metric.stable_window, now)
+            && observation.ready_replicas == observation.spec_replicas
+            && observation.status_replicas == observation.spec_replicas;
+        let look = match (observation.metrics.get(i), beside) {
+            (Some(Reading::Known(sample)), Some(beside)) => {
+                slo::look(metric, sample, beside, share, observation.ready_replicas)
+            }
+            _ => None,
+        };
+        let capacity = match self.capacities.iter().position(|(n, _)| *n == metric.name) {
+            Some(at) => self.capacities.get_mut(at),
+            None => {
+                self.capacities
+                    .push((metric.name.clone(), Capacity::default()));
+                self.capacities.last_mut()
+            }
+        };
+        let Some((_, capacity)) = capacity else {
+            return;
+        };
+        match look {
+            Some(look) => capacity.look(&look, at_rest, metric.stable_window, now),
+            None => capacity.interrupt(),
+        }
+    }
+
+    /// What was learned for the metric of this name, to be kept elsewhere.
+    #[must_use]
+    pub fn learned(&self, name: &str, now: Time) -> Vec<Point> {
+        self.capacity(name)
+            .map(|c| c.points(now))
+            .unwrap_or_default()
+    }
+
+    /// Takes in what was learned before a restart, `age` ago. What has been learned since counts more.
+    pub fn restore(&mut self, name: &str, points: &[Point], age: Duration, now: Time) {
+        if self.capacity(name).is_none_or(Capacity::is_empty) {
+            self.capacities.retain(|(n, _)| n != name);
+            self.capacities
+                .push((name.to_owned(), Capacity::restore(points, age, now)));
+        }
+    }
+
+    pub(crate) fn capacity(&self, name: &str) -> Option<&Capacity> {
+        let mut named = self.capacities.iter();
+        named.find(|(n, _)| n == name).map(|(_, c)| c)
     }
 
     fn remember(&mut self, name: &str, burst_window: Option<Duration>, sample: &Sample) {

@@ -69,6 +69,7 @@ pub(crate) fn propose(
         value: Some(value),
         window,
         triggers_burst: false,
+        learned: None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! reads a clock, talks to anything or draws a random number; every input has a defined answer.
 
 mod behavior;
+mod capacity;
 mod decision;
 mod evidence;
 mod explain;
@@ -10,11 +11,13 @@ mod hpa;
 mod observation;
 mod policy;
 mod proposal;
+mod slo;
 mod time;
 
+pub use capacity::{Learned, Point};
 pub use decision::{Basis, Decision, Limited, Outcome, Proposal, Reason};
 pub use history::History;
-pub use observation::{Observation, Reading, Sample, WindowSample};
+pub use observation::{Beside, Observation, Reading, Sample, WindowSample};
 pub use policy::{
     Fallback, Floor, Limit, Metric, Mode, Objective, Pause, Policy, Profile, Rules, Select, Target,
     Unit,
@@ -53,9 +56,15 @@ fn unpaused(observation: &Observation, policy: &Policy, history: &History, now: 
         .iter()
         .enumerate()
         .map(|(i, metric)| match observation.metrics.get(i) {
-            Some(Reading::Known(sample)) => {
-                proposal::propose(metric, sample, observation, policy, history, now)
-            }
+            Some(Reading::Known(sample)) => proposal::propose(
+                metric,
+                sample,
+                observation.beside(i),
+                observation,
+                policy,
+                history,
+                now,
+            ),
             Some(Reading::Missing(why)) => Proposal::missing(why),
             None => Proposal::missing("not observed"),
         })
@@ -112,11 +121,13 @@ fn demand(decision: &mut Decision, policy: &Policy, history: &History, now: Time
     decision.reason = match asked.cmp(&current) {
         std::cmp::Ordering::Greater if basis == Some(Basis::Burst) => Reason::BurstAboveTarget,
         std::cmp::Ordering::Greater => Reason::MetricAboveTarget,
+        std::cmp::Ordering::Less if basis == Some(Basis::Probing) => Reason::Probing,
         std::cmp::Ordering::Less => Reason::AllMetricsBelowTarget,
         std::cmp::Ordering::Equal => match basis {
             Some(Basis::Settling) => Reason::Settling,
             Some(Basis::NotSignificant) => Reason::NotSignificant,
             Some(Basis::PartialCoverage) => Reason::PartialCoverage,
+            Some(Basis::NotFromLoad) => Reason::LatencyNotFromLoad,
             _ => Reason::WithinTolerance,
         },
     };

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Time;
+use crate::{Time, proposal::FULL};
 
 /// What was seen of a target.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     /// Replicas that the target asks for.
     pub spec_replicas: i32,
@@ -17,6 +17,43 @@ pub struct Observation {
     pub ready_replicas: i32,
     /// One for each metric of the policy, in its order.
     pub metrics: Vec<Reading>,
+    /// What is seen beside metrics whose capacity is learned.
+    #[serde(default)]
+    pub beside: Vec<Beside>,
+}
+
+/// What is seen beside a latency, to learn from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beside {
+    /// The latency's place among the metrics.
+    pub metric: usize,
+    /// Requests per second of the same workload, in the same windows and a second.
+    pub load: Reading,
+    /// Its threads that wait for a CPU. A node may not be able to measure that; then it is done without.
+    pub waiting: Reading,
+}
+
+impl Beside {
+    pub(crate) fn load(&self) -> Option<&Sample> {
+        match &self.load {
+            Reading::Known(sample) => Some(sample),
+            Reading::Missing(_) => None,
+        }
+    }
+
+    pub(crate) fn waiting_threads(&self) -> Option<f64> {
+        let Reading::Known(sample) = &self.waiting else {
+            return None;
+        };
+        let longest = sample.windows.iter().max_by_key(|w| w.window)?;
+        (sample.is_whole() && longest.value.is_finite()).then(|| longest.value.max(0.0))
+    }
+}
+
+impl Observation {
+    pub(crate) fn beside(&self, metric: usize) -> Option<&Beside> {
+        self.beside.iter().find(|b| b.metric == metric)
+    }
 }
 
 /// A metric, if it could be seen.
@@ -46,6 +83,11 @@ impl Sample {
     #[must_use]
     pub fn window(&self, length: Duration) -> Option<&WindowSample> {
         self.windows.iter().find(|w| w.window == length)
+    }
+
+    /// Whether all pods are behind it, now.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.estimated && self.coverage >= FULL
     }
 
     /// The shortest window.

@@ -144,8 +144,25 @@ pub enum Objective {
         /// Such as 0.99.
         share: f64,
     },
+    /// The same, with replicas computed from the load as soon as what a pod can take within the target was learned.
+    /// [`Observation::beside`](crate::Observation) has the load.
+    LearnedLatency {
+        /// Such as 0.99.
+        share: f64,
+    },
     /// Whatever an external metric means: no events are known.
     External,
+}
+
+impl Objective {
+    /// Of a latency, the share of events that are below it.
+    #[must_use]
+    pub const fn share(self) -> Option<f64> {
+        match self {
+            Self::Latency { share } | Self::LearnedLatency { share } => Some(share),
+            _ => None,
+        }
+    }
 }
 
 /// Where a metric should be.

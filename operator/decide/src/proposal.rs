@@ -8,6 +8,8 @@ use crate::{
     Target, Time, WindowSample,
     evidence::{Measured, Recent, Short},
     hpa,
+    observation::Beside,
+    slo,
 };
 
 /// Deviations that a stable window must leave the tolerance by. It is looked at some 240 times an
@@ -31,18 +33,19 @@ const DOUBT: f64 = 0.7;
 /// The same for a part of the shortest window, of which there are several to choose from.
 const FRESH_DOUBT: f64 = 1.7;
 /// Events beyond a quantile below which the quantile itself says nothing.
-const TAIL: f64 = 5.0;
+pub(crate) const TAIL: f64 = 5.0;
 /// A latency's step is at most this share of the replicas.
 const STEP_UP: f64 = 0.5;
 /// A latency this far below its target allows a step down of a tenth.
 const RELAXED: f64 = 0.5;
 /// Pods may be missing from a value by rounding only.
-const FULL: f64 = 0.999;
+pub(crate) const FULL: f64 = 0.999;
 
 /// What `metric` asks for.
 pub(crate) fn propose(
     metric: &Metric,
     sample: &Sample,
+    beside: Option<&Beside>,
     observation: &Observation,
     policy: &Policy,
     history: &History,
@@ -91,11 +94,13 @@ pub(crate) fn propose(
         (Objective::Latency { share }, Target::Value(t) | Target::Average(t)) => {
             view.latency(t, share)
         }
+        (Objective::LearnedLatency { share }, Target::Value(t) | Target::Average(t)) => {
+            slo::propose(&view, beside, t, share)
+        }
         (_, Target::Value(t)) => view.whole(t),
         (_, Target::Average(t)) => view.shared(t),
     };
-    let unseen =
-        sample.estimated || sample.coverage.is_nan() || sample.coverage < FULL || !view.is_full();
+    let unseen = !sample.is_whole() || !view.is_full();
     if unseen && matches!(proposal.outcome, Outcome::Replicas(n) if n < view.current) {
         proposal.outcome = Outcome::Replicas(view.current);
         proposal.basis = Basis::PartialCoverage;
@@ -103,19 +108,20 @@ pub(crate) fn propose(
     proposal
 }
 
-struct View<'a> {
-    metric: &'a Metric,
-    sample: &'a Sample,
-    stable: WindowSample,
-    current: i32,
-    ready: i32,
-    policy: &'a Policy,
-    history: &'a History,
-    now: Time,
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub metric: &'a Metric,
+    pub sample: &'a Sample,
+    pub stable: WindowSample,
+    pub current: i32,
+    pub ready: i32,
+    pub policy: &'a Policy,
+    pub history: &'a History,
+    pub now: Time,
 }
 
 /// Replicas for a load; a cast of a float saturates, and what is not a number asks for nothing.
-fn replicas(load: f64, each: f64) -> i32 {
+pub(crate) fn replicas(load: f64, each: f64) -> i32 {
     // 300.0000001 requests on 100 each are three pods' work.
     (load / each - 1e-9).ceil().max(0.0) as i32
 }
@@ -128,15 +134,16 @@ impl View<'_> {
             value: Some(value),
             window,
             triggers_burst: false,
+            learned: None,
         }
     }
 
-    fn stay(&self, basis: Basis) -> Proposal {
+    pub(crate) fn stay(&self, basis: Basis) -> Proposal {
         self.proposal(self.current, basis, self.stable.value, self.stable.window)
     }
 
     /// Whether the stable window reaches back as far as it should.
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.stable.covered >= self.stable.window.mul_f64(0.9)
     }
 
@@ -145,7 +152,7 @@ impl View<'_> {
     }
 
     /// Load that replicas share.
-    fn shared(&self, each: f64) -> Proposal {
+    pub(crate) fn shared(&self, each: f64) -> Proposal {
         let recent = self.history.recent(&self.metric.name);
         let dispersion = recent.map_or(1.0, Recent::dispersion);
         let capacity = each * f64::from(self.current);
@@ -284,15 +291,11 @@ impl View<'_> {
     }
 
     /// A latency: bounded steps, each after the effect of the last.
-    fn latency(&self, target: f64, share: f64) -> Proposal {
+    pub(crate) fn latency(&self, target: f64, share: f64) -> Proposal {
         let (value, window) = (self.stable.value.max(0.0), self.stable.window);
         let ratio = value / target;
-        let tail = self
-            .stable
-            .events
-            .map_or(f64::INFINITY, |e| e as f64 * (1.0 - share.clamp(0.0, 1.0)));
         if ratio > 1.0 + self.policy.tolerance_up {
-            if tail < TAIL {
+            if self.tail(share) < TAIL {
                 return self.stay(Basis::NotSignificant);
             }
             if !self.settled() {
@@ -315,7 +318,14 @@ impl View<'_> {
         self.stay(Basis::WithinTolerance)
     }
 
-    fn settled(&self) -> bool {
+    /// Events beyond the quantile.
+    pub(crate) fn tail(&self, share: f64) -> f64 {
+        self.stable
+            .events
+            .map_or(f64::INFINITY, |e| e as f64 * (1.0 - share.clamp(0.0, 1.0)))
+    }
+
+    pub(crate) fn settled(&self) -> bool {
         self.history.settled(self.metric.stable_window, self.now)
     }
 }

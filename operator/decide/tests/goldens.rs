@@ -74,6 +74,7 @@ impl Story {
                 status_replicas: self.spec,
                 ready_replicas: self.ready,
                 metrics,
+                ..Observation::default()
             };
             let d = decide(&observation, &self.policy, &self.history, now);
             self.history.record(&observation, &self.policy, &d, now);
@@ -309,6 +310,7 @@ fn a_decision_takes_no_more_than_twenty_microseconds() {
         status_replicas: 4,
         ready_replicas: 4,
         metrics: vec![exact(390.0, 1.0); 5],
+        ..Observation::default()
     };
     // An hour at four a second fills what is remembered.
     for i in 0..14_400u64 {

@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use ebpf_scaler_decide::{
-    Decision, Fallback, Floor, History, Limit, Metric, Objective, Observation, Policy, Profile,
-    Reading, Rules, Sample, Select, Target, Time, Unit, WindowSample, decide,
+    Beside, Decision, Fallback, Floor, History, Limit, Metric, Objective, Observation, Policy,
+    Profile, Reading, Rules, Sample, Select, Target, Time, Unit, WindowSample, decide,
 };
 use proptest::prelude::*;
 
@@ -38,6 +38,7 @@ fn metric(i: usize) -> impl Strategy<Value = Metric> {
         Just(Objective::Level),
         Just(Objective::External),
         Just(Objective::Latency { share: 0.99 }),
+        Just(Objective::LearnedLatency { share: 0.99 }),
     ];
     (objective, any::<bool>(), wild()).prop_map(move |(objective, average, target)| Metric {
         name: format!("metric{i}"),
@@ -116,6 +117,8 @@ fn reading() -> impl Strategy<Value = Reading> {
 struct Step {
     wait: u64,
     readings: Vec<Reading>,
+    /// Load and waiting threads, beside each metric that learns.
+    beside: (Reading, Reading),
     ready: i32,
     foreign: Option<i32>,
 }
@@ -124,15 +127,37 @@ fn step() -> impl Strategy<Value = Step> {
     (
         0u64..40_000,
         prop::collection::vec(reading(), 2),
+        (reading(), reading()),
         -1i32..300,
         prop::option::weighted(0.1, -1i32..300),
     )
-        .prop_map(|(wait, readings, ready, foreign)| Step {
+        .prop_map(|(wait, readings, beside, ready, foreign)| Step {
             wait,
             readings,
+            beside,
             ready,
             foreign,
         })
+}
+
+/// What a step shows beside the metrics that learn.
+fn beside(policy: &Policy, step: &Step, now: Time) -> Vec<Beside> {
+    let at = |reading: &Reading| {
+        let mut reading = reading.clone();
+        if let Reading::Known(s) = &mut reading {
+            s.sampled = now;
+        }
+        reading
+    };
+    let metrics = policy.metrics.iter().enumerate();
+    metrics
+        .filter(|(_, m)| matches!(m.objective, Objective::LearnedLatency { .. }))
+        .map(|(metric, _)| Beside {
+            metric,
+            load: at(&step.beside.0),
+            waiting: at(&step.beside.1),
+        })
+        .collect()
 }
 
 /// Runs steps as an operator would, and shows each decision with what it was made of.
@@ -162,6 +187,7 @@ fn run(
             status_replicas: spec,
             ready_replicas: step.ready,
             metrics: readings,
+            beside: beside(policy, step, now),
         };
         let decision = decide(&observation, policy, &history, now);
         look(&decision, &observation, &history, now);
@@ -191,7 +217,8 @@ proptest! {
     fn missing_never_lowers(policy in policy(), begin in 1i32..300, steps in prop::collection::vec(step(), 1..20)) {
         let (_, max) = policy.bounds();
         run(&policy, begin, &steps, |d, o, _, _| {
-            let unseen = o.metrics.iter().any(|m| match m {
+            let beside = o.beside.iter().map(|b| &b.load);
+            let unseen = o.metrics.iter().chain(beside).any(|m| match m {
                 Reading::Missing(_) => true,
                 Reading::Known(s) => policy.profile == Profile::Default
                     && (s.windows.is_empty() || s.coverage < 0.99 || s.estimated),
@@ -248,7 +275,7 @@ proptest! {
                     w.value *= factor;
                     if !w.value.is_finite() { return; }
                     if let Some(e) = &mut w.events {
-                        if matches!(policy.metrics[i].objective, Objective::Latency { .. }) { continue; }
+                        if policy.metrics[i].objective.share().is_some() { continue; }
                         *e = (*e as f64 * factor).ceil() as u64;
                     }
                 }
@@ -272,6 +299,7 @@ proptest! {
                 windows: vec![WindowSample { window: Duration::from_secs(30), value: *load, events: None, covered: Duration::from_secs(30) }],
                 coverage: 1.0, estimated: false,
             })],
+            beside: (Reading::Missing("none".into()), Reading::Missing("none".into())),
             ready: i32::MAX, foreign: None,
         }).collect();
         run(&policy, begin, &steps, |d, _, _, now| {

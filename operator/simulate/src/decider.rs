@@ -2,8 +2,8 @@
 //! Each looks at its own time. Never changes a pod itself.
 
 use ebpf_scaler_decide::{
-    History, Metric, Objective, Observation, Policy, Profile, Reading, Sample, Target, Time,
-    WindowSample, decide,
+    Beside, History, Metric, Objective, Observation, Policy, Profile, Reading, Sample, Target,
+    Time, WindowSample, decide,
 };
 
 use crate::{
@@ -24,19 +24,32 @@ pub enum Kind {
     Hpa,
     /// An HPA on CPU, with metrics-server between.
     HpaCpu,
+    /// Beside a latency whose capacity is learned: the same scaler with a request rate that somebody set who knows it.
+    RequestRate,
+    /// Beside it: the same scaler that goes in bounded steps and learns nothing.
+    BoundedSteps,
     /// Knative's autoscaler on the same metric.
     Kpa,
 }
 
 impl Kind {
     /// In the order in which they are shown.
-    pub const ALL: [Self; 4] = [Self::EbpfScaler, Self::Hpa, Self::HpaCpu, Self::Kpa];
+    pub const ALL: [Self; 6] = [
+        Self::EbpfScaler,
+        Self::RequestRate,
+        Self::BoundedSteps,
+        Self::Hpa,
+        Self::HpaCpu,
+        Self::Kpa,
+    ];
 
     /// As in flags and tables.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::EbpfScaler => "ebpfscaler",
+            Self::RequestRate => "request-rate",
+            Self::BoundedSteps => "bounded-steps",
             Self::Hpa => "hpa",
             Self::HpaCpu => "hpa-cpu",
             Self::Kpa => "kpa",
@@ -128,15 +141,20 @@ impl Decider {
 
     /// Whether it looks whenever a node has reported.
     pub(crate) fn follows_reports(&self) -> bool {
-        self.kind == Kind::EbpfScaler && self.policy.profile != Profile::Hpa
+        matches!(
+            self.kind,
+            Kind::EbpfScaler | Kind::RequestRate | Kind::BoundedSteps
+        ) && self.policy.profile != Profile::Hpa
     }
 
     /// When it looks next by itself.
     pub(crate) fn next(&self, now: u64) -> Option<u64> {
         let next = |phase: u64| now + SYNC - (now + SYNC - phase) % SYNC;
         match self.kind {
-            Kind::EbpfScaler if self.follows_reports() => None,
-            Kind::EbpfScaler | Kind::Hpa => Some(next(self.phases.0)),
+            _ if self.follows_reports() => None,
+            Kind::EbpfScaler | Kind::RequestRate | Kind::BoundedSteps | Kind::Hpa => {
+                Some(next(self.phases.0))
+            }
             Kind::HpaCpu => Some(next(self.phases.0).min(next(self.phases.1))),
             Kind::Kpa => self.kpa.as_ref().map(|k| k.next(now)),
         }
@@ -145,7 +163,7 @@ impl Decider {
     /// Looks, and says what it wants if that is another number of pods.
     pub(crate) fn look(&mut self, world: &mut World<'_>, now: u64) -> Option<Wish> {
         let wish = match self.kind {
-            Kind::EbpfScaler | Kind::Hpa => {
+            Kind::EbpfScaler | Kind::RequestRate | Kind::BoundedSteps | Kind::Hpa => {
                 let readings = self.policy.metrics.iter();
                 let readings = readings
                     .map(|m| match world.nodes.sample(m, now) {
@@ -153,7 +171,8 @@ impl Decider {
                         None => Reading::Missing("nothing is measured yet".into()),
                     })
                     .collect();
-                self.engine(world.pods, readings, now)
+                let beside = world.nodes.beside(&self.policy.metrics, now);
+                self.engine(world.pods, readings, beside, now)
             }
             Kind::HpaCpu => self.cpu(world, now)?,
             Kind::Kpa => {
@@ -168,12 +187,19 @@ impl Decider {
         (wish.replicas != world.pods.spec()).then_some(wish)
     }
 
-    fn engine(&mut self, pods: &Pods, metrics: Vec<Reading>, now: u64) -> Wish {
+    fn engine(
+        &mut self,
+        pods: &Pods,
+        metrics: Vec<Reading>,
+        beside: Vec<Beside>,
+        now: u64,
+    ) -> Wish {
         let observation = Observation {
             spec_replicas: pods.spec(),
             status_replicas: pods.existing(),
             ready_replicas: pods.ready(),
             metrics,
+            beside,
         };
         let now = Time::from_millis(now / 1000);
         let decision = decide(&observation, &self.policy, &self.history, now);
@@ -214,7 +240,7 @@ impl Decider {
                 estimated: false,
             }),
         };
-        Some(self.engine(world.pods, vec![reading], now))
+        Some(self.engine(world.pods, vec![reading], vec![], now))
     }
 }
 

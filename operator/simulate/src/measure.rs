@@ -9,7 +9,7 @@ use std::{
 };
 
 use ebpf_scaler_common::histogram;
-use ebpf_scaler_decide::{Metric, Objective, Sample, Time, WindowSample};
+use ebpf_scaler_decide::{Beside, Metric, Objective, Reading, Sample, Time, WindowSample};
 
 use crate::pods::micros;
 
@@ -24,8 +24,20 @@ struct Totals {
     begun: u64,
     /// Requests in flight, times microseconds.
     in_flight: u128,
+    /// Microseconds that requests waited for a worker, counted when they came in.
+    waited: u128,
     /// Latencies of the requests that were answered; empty if nobody asks.
     latencies: Vec<u64>,
+}
+
+/// What is taken from the counts.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Rate,
+    InFlight,
+    /// Requests that no worker has taken, as a machine's threads that wait for a CPU.
+    Waiting,
+    Quantile(f64),
 }
 
 /// What comes to an end: when, and the latency if it was answered.
@@ -47,7 +59,6 @@ pub struct Nodes {
     kept: usize,
     /// Whether anybody asks for requests in flight or latencies.
     follows: bool,
-    quantiles: bool,
 }
 
 impl Nodes {
@@ -56,13 +67,14 @@ impl Nodes {
     pub fn new(phases: &[u64], metrics: &[Metric]) -> Self {
         let objective =
             |wanted: fn(&Objective) -> bool| metrics.iter().any(|m| wanted(&m.objective));
-        let quantiles = objective(|o| matches!(o, Objective::Latency { .. }));
+        let quantiles = objective(|o| o.share().is_some());
         let longest = metrics.iter().map(|m| m.stable_window).max();
         let longest = micros(longest.unwrap_or_default()).min(3_600_000_000);
         let totals = Totals {
             at: 0,
             begun: 0,
             in_flight: 0,
+            waited: 0,
             latencies: vec![0; if quantiles { histogram::BUCKETS } else { 0 }],
         };
         let node = |phase: &u64| Node {
@@ -76,7 +88,6 @@ impl Nodes {
             nodes: phases.iter().map(node).collect(),
             kept: usize::try_from(longest / PERIOD).unwrap_or(0) + 2,
             follows: quantiles || objective(|o| matches!(o, Objective::Level)),
-            quantiles,
         }
     }
 
@@ -87,8 +98,9 @@ impl Nodes {
         self.nodes.iter().map(next).min()
     }
 
-    /// A request that came in on a node and leaves at `until`, answered after `latency` or not at all.
-    pub fn count(&mut self, node: usize, at: u64, until: u64, latency: Option<u64>) {
+    /// A request that came in on a node and leaves at `until`, answered after `latency` or not at all. Until a worker
+    /// took it, it `waited`.
+    pub fn count(&mut self, node: usize, at: u64, until: u64, latency: Option<u64>, waited: u64) {
         let Some(node) = self.nodes.get_mut(node) else {
             return;
         };
@@ -98,6 +110,7 @@ impl Nodes {
             node.endings.push(Reverse((until, latency)));
         }
         node.totals.begun += 1;
+        node.totals.waited += u128::from(waited);
     }
 
     /// Reads the nodes whose time is `now`.
@@ -138,8 +151,44 @@ impl Nodes {
             lengths.extend([burst, Duration::from_secs(1)]);
         }
         lengths.dedup();
+        let value = match metric.objective {
+            Objective::Level => Value::InFlight,
+            Objective::Latency { share } => Value::Quantile(share),
+            Objective::LearnedLatency { share } => {
+                lengths.truncate(2);
+                Value::Quantile(share)
+            }
+            _ => Value::Rate,
+        };
+        self.windows(&lengths, value, now)
+    }
+
+    /// What is seen beside each latency whose capacity is learned.
+    #[must_use]
+    pub fn beside(&self, metrics: &[Metric], now: u64) -> Vec<Beside> {
+        let learned = metrics.iter().enumerate();
+        let learned =
+            learned.filter(|(_, m)| matches!(m.objective, Objective::LearnedLatency { .. }));
+        let reading = |sample: Option<Sample>| match sample {
+            Some(sample) => Reading::Known(sample),
+            None => Reading::Missing("nothing is measured yet".into()),
+        };
+        learned
+            .map(|(metric, m)| {
+                let burst = m.burst_window.unwrap_or(m.stable_window);
+                let lengths = [m.stable_window, burst, Duration::from_secs(1)];
+                Beside {
+                    metric,
+                    load: reading(self.windows(&lengths, Value::Rate, now)),
+                    waiting: reading(self.windows(&[m.stable_window], Value::Waiting, now)),
+                }
+            })
+            .collect()
+    }
+
+    fn windows(&self, lengths: &[Duration], value: Value, now: u64) -> Option<Sample> {
         let windows: Option<Vec<WindowSample>> =
-            lengths.iter().map(|w| self.window(metric, *w)).collect();
+            lengths.iter().map(|w| self.window(value, *w)).collect();
         Some(Sample {
             sampled: Time::from_millis(now / 1000),
             windows: windows?,
@@ -148,11 +197,11 @@ impl Nodes {
         })
     }
 
-    fn window(&self, metric: &Metric, window: Duration) -> Option<WindowSample> {
+    fn window(&self, what: Value, window: Duration) -> Option<WindowSample> {
         let (mut events, mut value, mut covered) = (0, 0.0, u64::MAX);
         let mut latencies = vec![
             0;
-            if self.quantiles {
+            if matches!(what, Value::Quantile(_)) {
                 histogram::BUCKETS
             } else {
                 0
@@ -167,8 +216,9 @@ impl Nodes {
             }
             covered = covered.min(seen);
             events += last.begun - first.begun;
-            value += match metric.objective {
-                Objective::Level => (last.in_flight - first.in_flight) as f64 / seen as f64,
+            value += match what {
+                Value::Waiting => (last.waited - first.waited) as f64 / seen as f64,
+                Value::InFlight => (last.in_flight - first.in_flight) as f64 / seen as f64,
                 _ => (last.begun - first.begun) as f64 * 1e6 / seen as f64,
             };
             let buckets = last.latencies.iter().zip(&first.latencies);
@@ -176,7 +226,7 @@ impl Nodes {
                 *sum += a - b;
             }
         }
-        if let Objective::Latency { share } = metric.objective {
+        if let Value::Quantile(share) = what {
             events = latencies.iter().sum();
             value = quantile(&latencies, share).unwrap_or(0.0);
         }
@@ -258,7 +308,7 @@ mod tests {
                 now = next;
                 nodes.read(now);
             }
-            nodes.count((i % 2) as usize, at, at + 20_000, Some(20_000));
+            nodes.count((i % 2) as usize, at, at + 20_000, Some(20_000), 10_000);
         }
         nodes.sample(&metrics[0], now).unwrap()
     }

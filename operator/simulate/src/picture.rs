@@ -20,6 +20,8 @@ const LOAD: &str = "#94a3b8";
 fn colour(kind: Kind) -> &'static str {
     match kind {
         Kind::EbpfScaler => "#0b62c4",
+        Kind::RequestRate => "#0f766e",
+        Kind::BoundedSteps => "#b45309",
         Kind::Hpa => "#d9731a",
         Kind::HpaCpu => "#8e4ea8",
         Kind::Kpa => "#2b8a3e",

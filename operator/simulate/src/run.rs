@@ -23,6 +23,10 @@ pub struct Scenario {
     pub policy: Policy,
     /// What it makes of the same scaler with the profile HPA.
     pub hpa: Policy,
+    /// Where the scaler learns what a pod can take: the same with a request rate that somebody set.
+    pub rate: Option<Policy>,
+    /// The same that learns nothing.
+    pub steps: Option<Policy>,
     /// What Knative would be told; none if it knows no such metric.
     pub kpa: Option<kpa::Config>,
     /// The workload.
@@ -43,6 +47,8 @@ const NODES: usize = 100;
 pub fn run(scenario: &Scenario, trace: &Trace, kind: Kind, seed: u64) -> Option<Outcome> {
     let (policy, kpa) = match kind {
         Kind::EbpfScaler => (scenario.policy.clone(), None),
+        Kind::RequestRate => (scenario.rate.clone()?, None),
+        Kind::BoundedSteps => (scenario.steps.clone()?, None),
         Kind::Hpa => (scenario.hpa.clone(), None),
         Kind::HpaCpu => (cpu_policy(&scenario.hpa), None),
         Kind::Kpa => (scenario.policy.clone(), Some(scenario.kpa?)),
@@ -53,7 +59,7 @@ pub fn run(scenario: &Scenario, trace: &Trace, kind: Kind, seed: u64) -> Option<
     debug_assert!(nodes.iter().all(|p| *p < PERIOD));
     let mut simulation = Simulation {
         scenario,
-        nodes: Nodes::new(&nodes, &scenario.policy.metrics),
+        nodes: Nodes::new(&nodes, &policy.metrics),
         pods: Pods::new(scenario.pods, nodes.len(), scenario.initial, seed),
         decider: Decider::new(kind, policy, kpa, scenario.initial, &mut phases),
         busy: (kind == Kind::HpaCpu)
@@ -205,7 +211,8 @@ impl Simulation<'_> {
             // Who gives up leaves when patience ends.
             let gone = at.saturating_add(micros(self.scenario.pods.timeout));
             let until = latency.map_or(gone, |l| at + l);
-            self.nodes.count(node, at, until, latency);
+            let begin = handled.work.map_or(gone, |(begin, _)| begin);
+            self.nodes.count(node, at, until, latency, begin - at);
         }
     }
 

@@ -20,7 +20,7 @@ impl Engine {
             .is_some_and(|t| now.duration_since(t) >= STREAMLESS);
         let mut wanted = BTreeMap::new();
         for scaler in self.scalers.values() {
-            for query in scaler.plan().iter().flat_map(|p| &p.queries) {
+            for query in scaler.plan().iter().flat_map(|p| p.asked()) {
                 if !query.is_ours() || streamless {
                     wanted.insert(query.id(), query.clone());
                 }
@@ -45,7 +45,7 @@ impl Engine {
                 .entry(scaler.target.clone())
                 .or_default()
                 .push(key.clone());
-            for query in scaler.plan().iter().flat_map(|p| &p.queries) {
+            for query in scaler.plan().iter().flat_map(|p| p.asked()) {
                 let id = query.id();
                 self.by_query
                     .entry(id.clone())

@@ -90,6 +90,7 @@ impl Step {
             status_replicas: status,
             ready_replicas: self.ready.unwrap_or(status),
             metrics: self.metrics.clone(),
+            ..Observation::default()
         }
     }
 }

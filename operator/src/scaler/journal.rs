@@ -202,6 +202,7 @@ mod tests {
             status_replicas: current,
             ready_replicas: current,
             metrics: vec![reading],
+            beside: Default::default(),
         };
         let decision = decide(
             &observation,

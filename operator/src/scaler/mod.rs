@@ -10,8 +10,10 @@ pub use model::{Addition, Effect, Event, Object};
 
 use std::time::{Duration, Instant};
 
-use ebpf_scaler_crds::v1alpha1::{LoadSeries, Mode, Outcome, Profile};
-use ebpf_scaler_decide::{Decision, History, Observation, Reading, Reason, Time, decide};
+use ebpf_scaler_crds::v1alpha1::{LearnedCapacity, LoadSeries, Mode, Outcome, Profile};
+use ebpf_scaler_decide::{
+    Beside, Decision, History, Observation, Point, Reading, Reason, Time, decide,
+};
 use k8s_openapi::jiff::Timestamp;
 
 use foreign::Foreign;
@@ -23,7 +25,7 @@ use crate::{
     apply::{Target, TargetKey, Written},
     metrics::Metrics,
     schedule,
-    status::{Keeper, View},
+    status::{Keeper, View, learned},
     translate::{self, Plan},
 };
 
@@ -58,6 +60,8 @@ pub struct Scaler {
     pub target: TargetKey,
     plan: Option<(String, Plan)>,
     history: History,
+    /// What was learned before we came, until the first decision.
+    found: Vec<LearnedCapacity>,
     last: Option<(Decision, Observation)>,
     keeper: Keeper,
     journal: Journal,
@@ -92,6 +96,12 @@ impl Scaler {
             keeper: Keeper::new(object.status.clone()),
             plan: None,
             history: History::default(),
+            // Of another spec it may be about another target.
+            found: if object.status.observed_generation == object.generation {
+                object.status.learned.clone()
+            } else {
+                Vec::new()
+            },
             last: None,
             conflict: None,
             foreign: Foreign::default(),
@@ -226,6 +236,15 @@ impl Scaler {
             status_replicas: target.status,
             ready_replicas: target.ready.unwrap_or(target.status),
             metrics: readings,
+            beside: plan
+                .beside
+                .iter()
+                .map(|b| Beside {
+                    metric: b.metric,
+                    load: answers.best(&b.load.id(), now.instant).reading,
+                    waiting: answers.best(&b.waiting.id(), now.instant).reading,
+                })
+                .collect(),
         };
         let since = *self.since.get_or_insert(now.instant);
         if self.last.is_none()
@@ -234,6 +253,9 @@ impl Scaler {
         {
             self.decided = None;
             return;
+        }
+        for found in std::mem::take(&mut self.found) {
+            learned::restore(&mut self.history, &found, now);
         }
         let begun = Instant::now();
         let decision = decide(&observation, &plan.policy, &self.history, now.time);
@@ -414,6 +436,7 @@ impl Scaler {
             foreign: self.foreign.fact(now.instant),
             observing: self.object.spec.mode == Mode::Observe,
             last_scale: self.last_scale,
+            curves: self.curves(plan, now.time),
         };
         let status = view.status(&self.keeper.written, now.wall);
         if self.keeper.is_due(&status, now.instant) {
@@ -421,6 +444,15 @@ impl Scaler {
             self.status_writing = true;
             effects.push(Effect::Status(Box::new(status)));
         }
+    }
+
+    /// What was learned, of each metric that learns.
+    fn curves(&self, plan: &Plan, now: Time) -> Vec<(usize, Vec<Point>)> {
+        let learning = plan.beside.iter().filter_map(|b| {
+            let metric = plan.policy.metrics.get(b.metric)?;
+            Some((b.metric, self.history.learned(&metric.name, now)))
+        });
+        learning.collect()
     }
 
     /// An event, unless the same was said a moment ago.

@@ -106,6 +106,10 @@ pub enum Against {
     HpaCpu,
     /// Knative's autoscaler, with its defaults
     Kpa,
+    /// Beside a latency with the strategy LearnedCapacity: a request rate set by hand at 70 % of what a pod can serve
+    RequestRate,
+    /// Beside such a latency: the strategy BoundedSteps
+    BoundedSteps,
 }
 
 /// How long work takes.

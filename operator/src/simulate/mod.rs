@@ -76,8 +76,14 @@ pub fn run(args: &Args, mut output: impl Write) -> anyhow::Result<()> {
             Some(outcome) => outcomes.push(outcome),
             None => writeln!(
                 output,
-                "{}: left out, it takes one metric, and that a request rate or requests in flight",
-                kind.as_str()
+                "{}: left out, {}",
+                kind.as_str(),
+                match kind {
+                    Kind::RequestRate | Kind::BoundedSteps => {
+                        "it stands beside a latency with the strategy LearnedCapacity only"
+                    }
+                    _ => "it takes one metric, and that a request rate or requests in flight",
+                }
             )?,
         }
     }
@@ -116,6 +122,8 @@ pub fn run(args: &Args, mut output: impl Write) -> anyhow::Result<()> {
 fn kinds(against: &[Against]) -> impl Iterator<Item = Kind> + '_ {
     let wanted = |kind: &Kind| match kind {
         Kind::EbpfScaler => true,
+        Kind::RequestRate => against.contains(&Against::RequestRate),
+        Kind::BoundedSteps => against.contains(&Against::BoundedSteps),
         Kind::Hpa => against.contains(&Against::Hpa),
         Kind::HpaCpu => against.contains(&Against::HpaCpu),
         Kind::Kpa => against.contains(&Against::Kpa),

@@ -7,7 +7,7 @@ use ebpf_scaler_crds::{
     EbpfScaler, EbpfScalerSpec,
     v1alpha1::{MetricType, Profile},
 };
-use ebpf_scaler_decide::{Objective, Policy, Target};
+use ebpf_scaler_decide::{Metric, Objective, Policy, Target};
 use ebpf_scaler_simulate::{PodModel, Scenario, Service, Trace, kpa};
 
 use super::args::{PodArgs, ServiceArg};
@@ -72,6 +72,44 @@ fn target(policy: &Policy, wanted: impl Fn(Objective) -> bool) -> Option<f64> {
     }
 }
 
+fn learns(policy: &Policy) -> bool {
+    let mut metrics = policy.metrics.iter();
+    metrics.any(|m| matches!(m.objective, Objective::LearnedLatency { .. }))
+}
+
+/// The same scaler of somebody who knows what a pod can take, and gives it as much as Knative would.
+fn by_hand(policy: &Policy, each: f64) -> Policy {
+    let metrics = policy.metrics.iter().map(|m| match m.objective {
+        Objective::LearnedLatency { .. } => Metric {
+            name: "requests_per_second".into(),
+            objective: Objective::Count,
+            target: Target::Average(each),
+            ..m.clone()
+        },
+        _ => m.clone(),
+    });
+    Policy {
+        metrics: metrics.collect(),
+        ..policy.clone()
+    }
+}
+
+/// The same scaler in bounded steps.
+fn unlearned(policy: &Policy) -> Policy {
+    let metrics = policy.metrics.iter().map(|m| match m.objective {
+        Objective::LearnedLatency { share } => Metric {
+            objective: Objective::Latency { share },
+            burst_window: None,
+            ..m.clone()
+        },
+        _ => m.clone(),
+    });
+    Policy {
+        metrics: metrics.collect(),
+        ..policy.clone()
+    }
+}
+
 /// The scaler with its workload, which begins with what `trace` needs.
 ///
 /// # Errors
@@ -112,6 +150,10 @@ pub fn scenario(spec: &EbpfScalerSpec, pods: &PodArgs, trace: &Trace) -> anyhow:
         .seconds();
     let rate = first.iter().sum::<f64>() / first.len().max(1) as f64;
     let each = rate_target(&policy).unwrap_or(capacity * kpa::TARGET_UTILIZATION);
+    let (rate_set, steps) = match learns(&policy) {
+        true => (Some(by_hand(&policy, each)), Some(unlearned(&policy))),
+        false => (None, None),
+    };
     let needed = (rate / each).ceil() as i32;
     let (min, max) = policy.bounds();
     // Knative knows one metric only, and no latency.
@@ -141,6 +183,8 @@ pub fn scenario(spec: &EbpfScalerSpec, pods: &PodArgs, trace: &Trace) -> anyhow:
         nodes: pods.nodes,
         slo,
         initial: pods.replicas.unwrap_or(needed).clamp(min, max),
+        rate: rate_set,
+        steps,
         kpa,
         policy,
         hpa,

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::learned;
 use ebpf_scaler_crds::{
     quantity,
     v1alpha1::{EbpfScalerStatus, MetricStatus},
@@ -16,6 +17,8 @@ const CALM: Duration = Duration::from_secs(15);
 const MOVED: f64 = 0.1;
 /// Changes of words alone (a reason that goes to and fro) may follow each other so fast.
 const WORDS: Duration = Duration::from_secs(5);
+/// What was learned is kept at least so often, if it has changed: as much a restart may lose.
+const LEARNED: Duration = Duration::from_secs(600);
 
 /// Decides when a status is worth a write.
 #[derive(Debug, Default)]
@@ -60,7 +63,10 @@ impl Keeper {
         if age >= WORDS && words(old) != words(new) {
             return true;
         }
-        age >= CALM && moved(old, new)
+        if age >= LEARNED && !learned::same(&old.learned, &new.learned) {
+            return true;
+        }
+        age >= CALM && (moved(old, new) || learned::moved(&old.learned, &new.learned, MOVED))
     }
 
     /// Remembers a write that was begun.

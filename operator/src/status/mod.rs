@@ -1,11 +1,12 @@
 //! What an EbpfScaler's status says, and when saying it is worth a write. Never decides replicas.
 
 mod keeper;
+pub mod learned;
 
 pub use keeper::Keeper;
 
 use ebpf_scaler_crds::v1alpha1::{EbpfScalerStatus, LastDecision, MetricStatus};
-use ebpf_scaler_decide::{Decision, Limited, Observation, Outcome, Reading, Reason, Target};
+use ebpf_scaler_decide::{Decision, Limited, Observation, Outcome, Point, Reading, Reason, Target};
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
@@ -64,6 +65,8 @@ pub struct View<'a> {
     pub observing: bool,
     /// When replicas were last written.
     pub last_scale: Option<Timestamp>,
+    /// What was learned, by the metric's place.
+    pub curves: Vec<(usize, Vec<Point>)>,
 }
 
 impl View<'_> {
@@ -110,6 +113,7 @@ impl View<'_> {
         facts.push(self.limited());
         facts.push(self.available());
         facts.push(self.bursting());
+        facts.extend(self.capacity_learned());
         facts.push(conflict);
         facts.push(self.foreign.clone());
         facts
@@ -261,6 +265,7 @@ impl View<'_> {
         };
         let Some((decision, observation)) = self.decision else {
             status.last_decision.clone_from(&old.last_decision);
+            status.learned.clone_from(&old.learned);
             return status;
         };
         status.current_replicas = Some(decision.current);
@@ -276,6 +281,7 @@ impl View<'_> {
             time: unchanged.map_or_else(|| Time(wall), |d| d.time.clone()),
         });
         status.metrics = self.metrics(decision, observation);
+        status.learned = self.learned(decision, wall);
         let top = decision
             .top
             .or_else(|| decision.metrics.iter().position(|p| p.value.is_some()));
@@ -371,6 +377,7 @@ pub fn patch(status: &EbpfScalerStatus) -> Value {
             "topMetric",
             "lastDecision",
             "metrics",
+            "learned",
         ] {
             map.entry(key).or_insert(Value::Null);
         }

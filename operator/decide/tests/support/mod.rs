@@ -232,6 +232,7 @@ impl World {
             status_replicas: self.spec,
             ready_replicas: self.ready,
             metrics: vec![Reading::Known(self.sample())],
+            ..Observation::default()
         };
         let now = Time::from_millis(self.now);
         let decision = decide(&observation, &self.policy, &self.history, now);

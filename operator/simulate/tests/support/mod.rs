@@ -24,6 +24,8 @@ pub fn scenario(metric: Metric) -> Scenario {
         Target::Average(t) | Target::Value(t) => t,
     };
     Scenario {
+        rate: None,
+        steps: None,
         policy: Policy::new(2, 40, vec![metric.clone()]),
         hpa: Policy::hpa(2, 40, vec![metric.clone()]),
         kpa: Some(kpa::Config {
