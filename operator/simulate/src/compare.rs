@@ -54,7 +54,9 @@ impl Sum {
         }
     }
 
-    fn violations(&self) -> f64 {
+    /// Requests over the objective or dropped, as a share of all.
+    #[must_use]
+    pub fn violations(&self) -> f64 {
         self.bad as f64 / self.requests.max(1) as f64
     }
 

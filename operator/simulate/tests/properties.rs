@@ -11,7 +11,7 @@ use ebpf_scaler_simulate::{
     run,
 };
 use proptest::prelude::*;
-use support::{by_rate, metric, scenario};
+use support::{by_rate, everybody, metric, scenario};
 
 fn check(outcome: &Outcome) {
     assert_eq!(outcome.requests, outcome.answered + outcome.dropped);
@@ -51,7 +51,7 @@ fn every_decider_answers_every_family_the_same_each_time() {
             ..Synthetic::new(family, 1)
         }
         .trace();
-        let outcomes = |seed| Kind::ALL.map(|kind| run(&by_rate(), &trace, kind, seed).unwrap());
+        let outcomes = |seed| Kind::ALL.map(|kind| run(&everybody(), &trace, kind, seed).unwrap());
         let first = outcomes(1);
         first.iter().for_each(check);
         assert_eq!(first, outcomes(1), "{family:?}");
@@ -135,7 +135,7 @@ proptest! {
         kind in prop::sample::select(Kind::ALL.to_vec()),
         seed in any::<u64>(),
     ) {
-        let mut scenario = by_rate();
+        let mut scenario = everybody();
         scenario.initial = initial;
         scenario.pods.workers = workers;
         scenario.pods.startup = std::time::Duration::from_millis(startup);

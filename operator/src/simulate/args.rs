@@ -6,12 +6,12 @@ use std::{path::PathBuf, time::Duration};
 #[derive(clap::Args, Debug, Clone, PartialEq)]
 pub struct Args {
     /// YAML of an EbpfScaler
-    #[arg(long, value_name = "FILE", required_unless_present = "compare")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["compare", "compare_learned"])]
     pub scaler: Option<PathBuf>,
 
     /// The load: a CSV file (seconds,rate; may be gzipped), a ScalingHistory as YAML or JSON, or family:NAME?seed=N&base=RATE&peak=RATE&duration=SECONDS
     /// with NAME one of step, ramp, spikes, diurnal, flash, noise, deploy
-    #[arg(long, value_name = "FILE", required_unless_present = "compare")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["compare", "compare_learned"])]
     pub trace: Option<String>,
 
     /// Whom to simulate beside the scaler
@@ -23,7 +23,7 @@ pub struct Args {
     pub json: Option<PathBuf>,
 
     /// Write a picture to this file, as SVG
-    #[arg(long, value_name = "FILE", conflicts_with = "compare")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["compare", "compare_learned"])]
     pub picture: Option<PathBuf>,
 
     /// Whatever is random follows from this number
@@ -50,6 +50,11 @@ pub struct Args {
     /// Markdown (docs/decisions.md)
     #[arg(long, conflicts_with_all = ["scaler", "trace", "scale", "from", "to"])]
     pub compare: bool,
+
+    /// Instead: a latency with the strategy LearnedCapacity beside a request rate set by hand and beside bounded steps, on
+    /// the same loads
+    #[arg(long, conflicts_with_all = ["scaler", "trace", "scale", "from", "to", "compare"])]
+    pub compare_learned: bool,
 
     /// Folder of those traces
     #[arg(

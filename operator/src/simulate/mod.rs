@@ -39,6 +39,9 @@ struct Report<'a> {
 /// # Errors
 /// When a file cannot be read or written, or does not say what can be simulated.
 pub fn run(args: &Args, mut output: impl Write) -> anyhow::Result<()> {
+    if args.compare_learned {
+        return compare::learned(args, output);
+    }
     if args.compare {
         return compare::run(args, output);
     }

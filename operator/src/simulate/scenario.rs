@@ -72,6 +72,11 @@ fn target(policy: &Policy, wanted: impl Fn(Objective) -> bool) -> Option<f64> {
     }
 }
 
+/// The objective of pods with such a capacity, unless it is given.
+pub fn objective(workers: usize, capacity: f64) -> Duration {
+    Duration::from_secs_f64(SLO * workers as f64 / capacity.max(1e-6))
+}
+
 fn learns(policy: &Policy) -> bool {
     let mut metrics = policy.metrics.iter();
     metrics.any(|m| matches!(m.objective, Objective::LearnedLatency { .. }))
@@ -144,7 +149,7 @@ pub fn scenario(spec: &EbpfScalerSpec, pods: &PodArgs, trace: &Trace) -> anyhow:
         "--capacity: {capacity} is not from 0.001 to 1000000 requests per second"
     );
     let service_time = Duration::from_secs_f64(pods.workers as f64 / capacity);
-    let slo = pods.slo.unwrap_or(service_time.mul_f64(SLO));
+    let slo = pods.slo.unwrap_or(objective(pods.workers, capacity));
     let first = trace
         .part(Duration::ZERO, Duration::from_secs(60))
         .seconds();

@@ -51,3 +51,30 @@ pub fn scenario(metric: Metric) -> Scenario {
 pub fn by_rate() -> Scenario {
     scenario(metric(Objective::Count, Target::Average(100.0)))
 }
+
+/// The same workload, of which a 99th percentile of 280 ms is promised, and what a pod takes has to be learned.
+pub fn by_latency() -> Scenario {
+    let target = Target::Value(280_000.0);
+    let plain = metric(Objective::Latency { share: 0.99 }, target);
+    let learning = Metric {
+        objective: Objective::LearnedLatency { share: 0.99 },
+        burst_window: Some(Duration::from_secs(3)),
+        ..plain.clone()
+    };
+    Scenario {
+        rate: Some(by_rate().policy),
+        steps: Some(Policy::new(2, 40, vec![plain])),
+        kpa: None,
+        ..scenario(learning)
+    }
+}
+
+/// One in which every decider has a part.
+pub fn everybody() -> Scenario {
+    let by_latency = by_latency();
+    Scenario {
+        rate: by_latency.rate,
+        steps: by_latency.steps,
+        ..by_rate()
+    }
+}
