@@ -79,7 +79,7 @@ fn a_whole_object_is_accepted_and_survives_a_round_trip() {
         s["metrics"] = json!([
             {"type": "RequestRate", "requestRate": {"target": {"averageValue": "100"}, "port": 8080, "stableWindow": "30s", "burstWindow": "3s"}},
             {"type": "RequestsInFlight", "requestsInFlight": {"target": {"averageValue": "10"}, "stableWindow": "60s", "burstWindow": "3s"}},
-            {"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms", "port": 8080, "container": "app", "stableWindow": "30s"}},
+            {"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms", "port": 8080, "container": "app", "stableWindow": "30s", "strategy": "LearnedCapacity"}},
             {"type": "RunQueueLatency", "runQueueLatency": {"percentile": "p90", "target": "10ms", "stableWindow": "30s"}},
             {"type": "RunQueueWaitingThreads", "runQueueWaitingThreads": {"target": {"averageValue": "500m"}, "stableWindow": "30s", "burstWindow": "3s"}},
             {"type": "NetworkThroughput", "networkThroughput": {"direction": "Both", "target": {"averageValue": "10Mi"}, "stableWindow": "30s", "burstWindow": "3s"}},
@@ -107,10 +107,32 @@ fn what_is_left_out_gets_its_default() {
 #[test]
 fn each_wrong_object_is_refused_with_the_field_and_what_would_be_right() {
     let rate = |target: Value| json!({"type": "RequestRate", "requestRate": {"target": {"averageValue": target}, "stableWindow": "30s", "burstWindow": "3s"}});
+    let learning = |window: &str| {
+        json!({"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms",
+        "stableWindow": window, "strategy": "LearnedCapacity"}})
+    };
     let cases: Vec<(&str, Value)> = vec![
         (
             "spec.minReplicas must be at most spec.maxReplicas",
             scaler(|s| s["minReplicas"] = json!(30)),
+        ),
+        (
+            "spec.metrics[].requestLatency.strategy can not be LearnedCapacity if spec.profile is HPA",
+            scaler(|s| {
+                s["profile"] = json!("HPA");
+                s["metrics"] = json!([learning("30s")]);
+            }),
+        ),
+        (
+            "stableWindow must be 10s or longer if strategy is LearnedCapacity",
+            scaler(|s| s["metrics"] = json!([learning("3s")])),
+        ),
+        (
+            "runQueueLatency.strategy can not be set",
+            scaler(|s| {
+                s["metrics"] = json!([{"type": "RunQueueLatency", "runQueueLatency": {"percentile": "p99",
+                    "target": "5ms", "stableWindow": "30s", "strategy": "BoundedSteps"}}]);
+            }),
         ),
         (
             "requestRate must be set if type is RequestRate, and only then",

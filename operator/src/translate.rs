@@ -484,6 +484,40 @@ mod tests {
     }
 
     #[test]
+    fn beside_a_latency_that_learns_its_load_and_what_waits_are_asked_for() {
+        let spec = spec(serde_json::json!({
+            "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 20,
+            "metrics": [
+                {"type": "RunQueueLatency", "runQueueLatency": {"percentile": "p99", "target": "5ms"}},
+                {"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms", "port": 8080,
+                    "container": "app", "strategy": "LearnedCapacity"}},
+            ],
+        }));
+        let plan = plan(&spec, "shop", "app=web");
+        let learning = &plan.policy.metrics[1];
+        assert_eq!(
+            learning.objective,
+            Objective::LearnedLatency { share: 0.99 }
+        );
+        assert_eq!(learning.burst_window, Some(Duration::from_secs(3)));
+        assert_eq!(plan.queries[1].windows, [30, 3]);
+        let [beside] = plan.beside.as_slice() else {
+            panic!("{:?}", plan.beside)
+        };
+        assert_eq!(beside.metric, 1);
+        assert_eq!(beside.load.metric, "requests_per_second");
+        assert_eq!(beside.load.selector, plan.queries[1].selector);
+        assert_eq!(beside.load.windows, [30, 3, 1]);
+        assert_eq!(beside.waiting.metric, "runqueue_waiting_threads");
+        // Threads have no port.
+        assert_eq!(
+            beside.waiting.selector,
+            "app=web,ebpfscaler.io/container=app"
+        );
+        assert_eq!(plan.asked().count(), 4);
+    }
+
+    #[test]
     fn a_latency_is_a_value_in_microseconds_and_external_metrics_are_polled() {
         let spec = spec(serde_json::json!({
             "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 20, "profile": "HPA",

@@ -109,7 +109,7 @@ fn number(m: &MetricStatus) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use ebpf_scaler_crds::v1alpha1::LastDecision;
+    use ebpf_scaler_crds::v1alpha1::{CapacityPoint, LastDecision, LearnedCapacity};
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
     use super::*;
@@ -128,6 +128,37 @@ mod tests {
             }),
             ..EbpfScalerStatus::default()
         }
+    }
+
+    #[test]
+    fn what_was_learned_is_kept_each_ten_minutes() {
+        let mut k = Keeper::default();
+        let t = Instant::now();
+        let at = |s| t + Duration::from_secs(s);
+        let learned = |load: &str, capacity: &str| EbpfScalerStatus {
+            learned: vec![LearnedCapacity {
+                name: "latency".into(),
+                capacity_per_pod: Some(capacity.into()),
+                confidence: "0.6".into(),
+                least_load_seen: None,
+                largest_load_seen: None,
+                limit_seen: false,
+                time: Time(Timestamp::UNIX_EPOCH),
+                curve: vec![CapacityPoint {
+                    load: load.into(),
+                    latency_microseconds: "1000".into(),
+                    spread: "0".into(),
+                    waiting_threads: None,
+                    weight: "1".into(),
+                }],
+            }],
+            ..status("100", "A")
+        };
+        k.wrote(learned("100", "100"), t);
+        assert!(!k.is_due(&learned("105", "105"), at(599)));
+        assert!(k.is_due(&learned("105", "105"), at(600)));
+        assert!(!k.is_due(&learned("100", "100"), at(900)));
+        assert!(k.is_due(&learned("130", "130"), at(15)));
     }
 
     #[test]

@@ -144,3 +144,75 @@ pub(super) fn moved(old: &[LearnedCapacity], new: &[LearnedCapacity], share: f64
                 (a, b) => a.is_some() != b.is_some(),
             })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn entry(capacity: Option<&str>, load: &str) -> LearnedCapacity {
+        LearnedCapacity {
+            name: "latency".into(),
+            capacity_per_pod: capacity.map(Into::into),
+            confidence: "0.8".into(),
+            least_load_seen: None,
+            largest_load_seen: None,
+            limit_seen: false,
+            time: Time(Timestamp::UNIX_EPOCH),
+            curve: vec![CapacityPoint {
+                load: load.into(),
+                latency_microseconds: "20000".into(),
+                spread: "0.1".into(),
+                waiting_threads: Some("0.5".into()),
+                weight: "12".into(),
+            }],
+        }
+    }
+
+    fn at(seconds: i64) -> Now {
+        Now {
+            instant: Instant::now(),
+            wall: Timestamp::from_second(seconds).unwrap(),
+            time: ebpf_scaler_decide::Time::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn what_a_status_says_is_taken_up_and_what_makes_no_sense_is_not() {
+        let mut history = History::default();
+        let now = at(3 * 86_400);
+        let mut found = entry(Some("100"), "100");
+        for load in ["many", "-1", "NaN", "inf", "1e300", ""] {
+            found.curve.extend(entry(None, load).curve);
+        }
+        restore(&mut history, &found, now);
+        let points = history.learned("latency", now.time);
+        assert_eq!(points.len(), 1, "{points:?}");
+        assert_eq!((points[0].load, points[0].latency), (100.0, 20_000.0));
+        // Three days old: half of it is left.
+        assert!((points[0].weight - 6.0).abs() < 0.01);
+        assert_eq!(shown(&points[0]).weight, "6");
+        assert_eq!(shown(&points[0]).load, found.curve[0].load);
+    }
+
+    #[test]
+    fn a_clock_that_went_back_makes_nothing_older() {
+        let mut history = History::default();
+        let mut found = entry(Some("100"), "100");
+        found.time = Time(Timestamp::from_second(1_000_000).unwrap());
+        restore(&mut history, &found, at(0));
+        assert_eq!(history.learned("latency", at(0).time)[0].weight, 12.0);
+    }
+
+    #[test]
+    fn a_capacity_that_moved_by_more_than_a_tenth_is_news() {
+        let of = |capacity| [entry(capacity, "100")];
+        assert!(!moved(&of(Some("100")), &of(Some("109")), 0.1));
+        assert!(moved(&of(Some("100")), &of(Some("120")), 0.1));
+        assert!(moved(&of(None), &of(Some("100")), 0.1));
+        assert!(moved(&[], &of(None), 0.1));
+        assert!(same(&of(Some("100")), &of(Some("120"))));
+        assert!(!same(&of(None), &[entry(None, "90")]));
+    }
+}
