@@ -24,6 +24,7 @@ fn restart(world: &mut World, pod: &mut kernel::Pod) {
         cgroup: world.root.clone(),
         excluded_ports: vec![EXCLUDED],
         max_pods: 16,
+        tls: false,
     };
     world.probes = Probes::load(&options).unwrap();
     pod.slot = world.probes.allocate().unwrap();

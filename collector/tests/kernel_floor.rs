@@ -44,6 +44,7 @@ fn the_floor_is_where_the_documents_say_and_below_it_the_refusal_names_it() {
         cgroup: root.clone(),
         excluded_ports: vec![],
         max_pods: 4,
+        tls: true,
     });
     let running = release();
     if running < FLOOR {

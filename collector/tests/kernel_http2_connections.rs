@@ -60,6 +60,7 @@ fn connections_older_than_the_programs() {
         cgroup: world.root.clone(),
         excluded_ports: vec![EXCLUDED],
         max_pods: 16,
+        tls: false,
     };
     world.probes = Probes::load(&options).unwrap();
     pod.slot = world.probes.allocate().unwrap();

@@ -74,6 +74,7 @@ fn reload(world: &mut World, pod: &mut Pod) {
         cgroup: world.root.clone(),
         excluded_ports: vec![EXCLUDED],
         max_pods: 16,
+        tls: false,
     };
     world.probes = Probes::load(&options).unwrap();
     pod.slot = world.probes.allocate().unwrap();

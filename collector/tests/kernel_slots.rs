@@ -16,6 +16,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ebpf_scaler_collector::agent::probes::{Family, Options, Probes};
+use kernel::capabilities::{CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, keep};
 use kernel::http::{GET, OK, Pair, one_pod};
 use kernel::{CLIENT, EXCLUDED, SERVER, World, eventually};
 
@@ -24,6 +25,7 @@ fn options(world: &World) -> Options {
         cgroup: world.root.clone(),
         excluded_ports: vec![EXCLUDED],
         max_pods: 4,
+        tls: false,
     }
 }
 
@@ -301,36 +303,13 @@ fn a_refusal_says_what_is_missing() {
         cgroup: "/no/such/cgroup".into(),
         excluded_ports: vec![],
         max_pods: 1,
+        tls: false,
     };
     let error = Probes::load(&nowhere).err().unwrap().to_string();
     assert!(
         error.starts_with("open the cgroup /no/such/cgroup: "),
         "{error}"
     );
-}
-
-const CAP_NET_ADMIN: u64 = 12;
-const CAP_PERFMON: u64 = 38;
-const CAP_BPF: u64 = 39;
-
-/// Drops all other capabilities of this thread.
-fn keep(capabilities: &[u64]) {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    let header = Header {
-        version: 0x2008_0522,
-        pid: 0,
-    };
-    let set: u64 = capabilities.iter().map(|capability| 1 << capability).sum();
-    let (low, high) = (set as u32, (set >> 32) as u32);
-    // Effective, permitted, inheritable; the low words, then the high ones.
-    let sets = [low, low, 0, high, high, 0];
-    // SAFETY: both structures are as capset(2) says.
-    let set = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
-    assert_eq!(set, 0);
 }
 
 #[test]
@@ -342,6 +321,7 @@ fn links_end_with_the_process_however_it_ends() {
             cgroup: cgroup.into(),
             excluded_ports: vec![],
             max_pods: 1,
+            tls: false,
         };
         let _probes = Probes::load(&options).unwrap();
         std::thread::sleep(Duration::from_secs(60));

@@ -13,7 +13,7 @@ fn scaler(change: impl FnOnce(&mut Value)) -> Value {
         "metadata": {"name": "web", "namespace": "shop"},
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
-            "minReplicas": 2, "maxReplicas": 20, "mode": "Enforce", "profile": "Default",
+            "minReplicas": 2, "maxReplicas": 20, "mode": "Enforce", "profile": "Default", "tlsRequests": "Probe",
             "metrics": [
                 {"type": "RequestRate", "requestRate":
                     {"target": {"averageValue": "100"}, "stableWindow": "30s", "burstWindow": "3s"}},

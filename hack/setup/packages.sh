@@ -18,12 +18,13 @@ node=(
 )
 # What tests and benches compare with.
 peers=(
-  runqlat:libbpf-tools wrk:wrk hey:hey nginx:nginx-light h2load:nghttp2-client
-  redis-server:redis-server redis-benchmark:redis-tools postgres:postgresql pgbench:postgresql setpriv:util-linux
+  runqlat:libbpf-tools wrk:wrk hey:hey nginx:nginx-light h2load:nghttp2-client openssl:openssl python3:python3
+  node:nodejs redis-server:redis-server redis-benchmark:redis-tools postgres:postgresql pgbench:postgresql
+  setpriv:util-linux
 )
 # More servers and clients, with which only the benches on this host's kernel compare.
 bench=(
-  "${peers[@]}" nghttpd:nghttp2-server node:nodejs python3:python3
+  "${peers[@]}" nghttpd:nghttp2-server
   ip:iproute2 ethtool:ethtool
 )
 # Services that come with those packages and that we never want.

@@ -216,6 +216,7 @@ mod tests {
             metric: "queue_depth".into(),
             selector: String::new(),
             windows: vec![],
+            tls: false,
         };
         assert_eq!(
             path(&query, "queue=jobs,tier in (a,b)"),

@@ -265,6 +265,7 @@ fn difference(old: &BTreeMap<String, Query>, new: &BTreeMap<String, Query>) -> V
             metric: q.metric.clone(),
             selector: q.selector.clone(),
             window_seconds: q.windows.clone(),
+            tls: q.tls,
         })
         .collect();
     let mut messages: Vec<WatchRequest> = added
@@ -294,6 +295,7 @@ mod tests {
             metric: metric.into(),
             selector: "app=web".into(),
             windows: vec![30, 3],
+            tls: false,
         };
         (q.id(), q)
     }

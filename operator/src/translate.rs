@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ebpf_scaler_crds::v1alpha1::{
     Behavior, Direction, EbpfScalerSpec, ExternalTargetType, LatencyStrategy, MetricSpec,
-    MetricType, PolicyType, Profile, ScalingRules, SelectPolicy, Window, selector_text,
+    MetricType, PolicyType, Profile, ScalingRules, SelectPolicy, TlsRequests, Window,
+    selector_text,
 };
 use ebpf_scaler_decide::{self as decide, Limit, Objective, Policy, Rules, Select, Target, Unit};
 use ebpf_scaler_measure::Metric;
@@ -27,6 +28,8 @@ pub struct Query {
     pub selector: String,
     /// Windows, longest first; none for a metric that is not ours.
     pub windows: Vec<u32>,
+    /// Whether requests inside TLS are to be in it.
+    pub tls: bool,
 }
 
 impl Query {
@@ -39,8 +42,9 @@ impl Query {
     /// One text for it: the id of its subscription.
     #[must_use]
     pub fn id(&self) -> String {
+        let tls = if self.tls { "+tls" } else { "" };
         format!(
-            "{}/{}?{}#{:?}",
+            "{}/{}?{}#{:?}{tls}",
             self.namespace, self.metric, self.selector, self.windows
         )
     }
@@ -103,9 +107,10 @@ pub fn plan(spec: &EbpfScalerSpec, namespace: &str, pods: &str) -> Plan {
     let mut shown = Vec::new();
     for m in &spec.metrics {
         // The API server's rules make this impossible; an object from before them is not fatal.
-        let Some((metric, query, show)) = one(m, namespace, pods) else {
+        let Some((metric, mut query, show)) = one(m, namespace, pods) else {
             continue;
         };
+        query.tls = spec.tls_requests == TlsRequests::Probe && counts_requests(m.type_);
         if matches!(metric.objective, Objective::LearnedLatency { .. }) {
             beside.extend(seen_beside(m, metrics.len(), &metric, &query, pods));
         }
@@ -148,6 +153,17 @@ pub fn plan(spec: &EbpfScalerSpec, namespace: &str, pods: &str) -> Plan {
         beside,
         shown,
         schedules: Schedules::read(&spec.schedules),
+    }
+}
+
+/// Whether a metric is made of requests, and so of those inside TLS.
+fn counts_requests(type_: MetricType) -> bool {
+    match type_ {
+        MetricType::RequestRate | MetricType::RequestsInFlight | MetricType::RequestLatency => true,
+        MetricType::RunQueueLatency
+        | MetricType::RunQueueWaitingThreads
+        | MetricType::NetworkThroughput
+        | MetricType::External => false,
     }
 }
 
@@ -274,6 +290,7 @@ fn one(spec: &MetricSpec, namespace: &str, pods: &str) -> Option<(decide::Metric
         metric: metric.as_str().to_owned(),
         selector: narrowing.selector(pods),
         windows: windows.into_iter().map(whole_seconds).collect(),
+        tls: false,
     };
     let decided = decide::Metric {
         name: narrowing.name(metric),
@@ -316,6 +333,7 @@ fn seen_beside(
             metric: Metric::RunQueueWaitingThreads.as_str().to_owned(),
             selector: Narrowing::new(None, block.container.as_deref()).selector(pods),
             windows: vec![whole_seconds(metric.stable_window)],
+            tls: false,
             ..query.clone()
         },
     })
@@ -398,6 +416,7 @@ fn external(spec: &MetricSpec, namespace: &str) -> Option<(decide::Metric, Query
             metric: block.metric.name.clone(),
             selector,
             windows: Vec::new(),
+            tls: false,
         },
         Shown {
             type_: MetricType::External.as_str(),
@@ -432,6 +451,7 @@ mod tests {
                 metric: "requests_per_second".into(),
                 selector: "ebpfscaler.io/deployment=web,ebpfscaler.io/port=8080".into(),
                 windows: vec![30, 3, 1],
+                tls: false,
             }]
         );
         assert_eq!(plan.policy.metrics[0].target, Target::Average(100.0));
@@ -515,6 +535,33 @@ mod tests {
             "app=web,ebpfscaler.io/container=app"
         );
         assert_eq!(plan.asked().count(), 4);
+    }
+
+    #[test]
+    fn requests_inside_tls_are_asked_for_where_requests_are() {
+        let mut spec = spec(serde_json::json!({
+            "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 20, "tlsRequests": "Probe",
+            "metrics": [
+                {"type": "RequestRate", "requestRate": {"target": {"averageValue": "100"}}},
+                {"type": "RequestLatency", "requestLatency": {"percentile": "p99", "target": "50ms"}},
+                {"type": "RunQueueLatency", "runQueueLatency": {"percentile": "p99", "target": "5ms"}},
+            ],
+        }));
+        let asked = |spec: &EbpfScalerSpec| {
+            let queries = plan(spec, "shop", "app=web").queries;
+            queries.iter().map(|q| (q.tls, q.id())).collect::<Vec<_>>()
+        };
+        let with = asked(&spec);
+        assert_eq!(
+            with.iter().map(|q| q.0).collect::<Vec<_>>(),
+            [true, true, false]
+        );
+        spec.tls_requests = TlsRequests::Ignore;
+        let without = asked(&spec);
+        assert!(without.iter().all(|q| !q.0));
+        // Two scalers of the same pods get each its own answer.
+        assert_ne!(with[0].1, without[0].1);
+        assert_eq!(with[2].1, without[2].1);
     }
 
     #[test]

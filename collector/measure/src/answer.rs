@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::index::{Phase, Pod};
-use crate::metric::{Aggregation, Metric, Window};
+use crate::metric::{Aggregation, Family, Metric, Window};
 use crate::node::STAND_IN;
 use crate::query::Query;
 pub use crate::refusal::AnswerError;
@@ -191,7 +191,7 @@ impl State {
     fn add_expected(&self, pod: &Pod, since: Time, by_pod: bool, tally: &mut Tally<'_>, now: Time) {
         tally.expected += 1;
         let query = tally.query;
-        let look = self.look(pod, tally.metric.family(), &query.narrow, now);
+        let look = self.look(pod, family(tally.metric, query), &query.narrow, now);
         tally.silent.extend(look.silent.map(str::to_owned));
         tally.why.extend(look.why);
         let Some(view) = look.view else {
@@ -225,13 +225,22 @@ impl State {
         if tally.metric.aggregation() == Aggregation::MeanRatio {
             return;
         }
-        let family = tally.metric.family();
+        let family = family(tally.metric, tally.query);
         let Some(view) = self.look_back(pod, family, &tally.query.narrow, now) else {
             return;
         };
         for (window, sum) in tally.windows.iter().zip(&mut tally.sums) {
             sum.absorb(tally.metric, view.series(), *window, view.span);
         }
+    }
+}
+
+/// What a node must measure to answer. Who measures requests inside TLS measures those outside, too.
+fn family(metric: Metric, query: &Query) -> Family {
+    if query.tls && metric.is_found_inside_tls() {
+        Family::Tls
+    } else {
+        metric.family()
     }
 }
 

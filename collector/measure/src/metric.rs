@@ -159,6 +159,13 @@ metrics! {
     ConnectionsPerSecond => "connections_per_second", PerSecond, Network, SumOfRates;
 }
 
+impl Metric {
+    /// Whether it is of requests that can be found inside TLS: turns stay what is seen from outside.
+    pub const fn is_found_inside_tls(self) -> bool {
+        matches!(self.family(), Family::Requests) && !matches!(self, Self::TlsTurnsPerSecond)
+    }
+}
+
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

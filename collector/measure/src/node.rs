@@ -268,7 +268,7 @@ impl Log {
         self.since.retain(|f, _| batch.families.contains(f));
         for family in &batch.families {
             // What is always on was on in the replay too; what follows demand is only known to be on now.
-            let always = *family != Family::RunQueue;
+            let always = matches!(family, Family::Requests | Family::Network);
             let since = if always && self.loaded.is_none() {
                 first
             } else {

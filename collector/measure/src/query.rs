@@ -125,6 +125,11 @@ pub enum QueryError {
         /// What was asked for.
         metric: Metric,
     },
+    /// Inside TLS nothing is known of ports.
+    #[error(
+        "{RESERVED_PREFIX}port can not narrow requests inside TLS: a TLS library does not know its connection's port"
+    )]
+    PortInsideTls,
     /// Not a grouping we have.
     #[error("group-by {text:?} is not supported; \"pod\" is")]
     GroupBy {
@@ -146,6 +151,8 @@ pub struct Query {
     pub narrow: Narrow,
     /// Only requests of this protocol
     pub protocol: Option<Protocol>,
+    /// Requests inside TLS are to be in it: nodes that do not count them cover nothing
+    pub tls: bool,
 }
 
 impl Query {
@@ -198,6 +205,9 @@ impl Query {
     pub fn check(&self, metric: Metric) -> Result<(), QueryError> {
         if self.protocol.is_some() && metric != Metric::RequestsPerSecond {
             return Err(QueryError::NotByProtocol { metric });
+        }
+        if self.tls && !self.narrow.ports.is_empty() {
+            return Err(QueryError::PortInsideTls);
         }
         Ok(())
     }

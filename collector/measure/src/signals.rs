@@ -284,6 +284,9 @@ struct Adder<'a> {
     merged: [Merged; 3],
 }
 
+/// Those that metrics are of. Requests inside TLS are in those of requests, where somebody has them counted.
+const FAMILIES: [Family; 3] = [Family::Requests, Family::Network, Family::RunQueue];
+
 const DISTRIBUTIONS: [(Distribution, Family); 3] = [
     (Distribution::RequestLatency, Family::Requests),
     (Distribution::RunQueueLatency, Family::RunQueue),
@@ -313,7 +316,7 @@ impl<'a> Adder<'a> {
         for pod in pods {
             let Some(since) = pod.expected_since(self.now) else {
                 others.count(pod);
-                for family in Family::ALL {
+                for family in FAMILIES {
                     if let Some(view) = self.state.look_back(pod, family, &whole, self.now) {
                         self.add(family, &view, false);
                     }
@@ -321,7 +324,7 @@ impl<'a> Adder<'a> {
                 continue;
             };
             signals.expected += 1;
-            for (family, tally) in Family::ALL.into_iter().zip(&mut tallies) {
+            for (family, tally) in FAMILIES.into_iter().zip(&mut tallies) {
                 let look = self.state.look(pod, family, &whole, self.now);
                 silent.extend(look.silent);
                 if tally.why.len() < MAX_WHYS {
@@ -376,7 +379,7 @@ impl<'a> Adder<'a> {
 
     fn close(&self, signals: &mut Signals, tallies: &[Tally; 3], others: &Others) {
         let mut least: Option<usize> = None;
-        for (family, tally) in Family::ALL.into_iter().zip(tallies) {
+        for (family, tally) in FAMILIES.into_iter().zip(tallies) {
             let all = || Metric::ALL.iter().copied().filter(|m| m.family() == family);
             let (expected, covered, estimated) = (signals.expected, tally.covered, tally.estimated);
             let gap = if expected == 0 {
@@ -438,7 +441,7 @@ impl<'a> Adder<'a> {
 
 const fn no_events(family: Family) -> &'static str {
     match family {
-        Family::Requests => "no request was answered in the window",
+        Family::Requests | Family::Tls => "no request was answered in the window",
         Family::RunQueue => "no thread waited for a CPU in the window",
         Family::Network => "no round-trip time was taken in the window",
     }

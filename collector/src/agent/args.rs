@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ebpf_scaler_common::Family;
 
+use super::tls;
+
 /// Flags of `collector agent`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -91,6 +93,17 @@ pub struct Args {
     /// How often counters are read and reported
     #[arg(long, env = "EBPF_SCALER_INTERVAL", default_value = "250ms", value_parser = humantime::parse_duration)]
     pub interval: Duration,
+
+    /// For whom requests inside TLS are counted, by uprobes of their TLS libraries: needs hostPID and more
+    /// capabilities (config/tls), and costs the probed services much of their throughput (docs/tls.md)
+    #[arg(
+        long,
+        env = "EBPF_SCALER_TLS_UPROBES",
+        value_enum,
+        default_value_t = tls::Allowed::Never,
+        value_name = "PODS"
+    )]
+    pub tls_uprobes: tls::Allowed,
 
     /// Signal families that are measured without anybody asking for them
     #[arg(

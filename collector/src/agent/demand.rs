@@ -1,5 +1,5 @@
-//! What is measured: the default families, what any replica wants besides, and which parts of pods it wants counted
-//! apart, each until the demand lapses. Pure; the caller has the clock.
+//! What is measured: the default families, what any replica wants besides, which parts of pods it wants counted apart, and
+//! of which pods requests inside TLS, each until the demand lapses. Pure; the caller has the clock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -11,6 +11,8 @@ use super::probes::Family;
 const LONGEST: Duration = Duration::from_secs(3600);
 /// More ports of a pod than this are not counted apart, whatever replicas want.
 pub const MAX_PORTS: usize = 8;
+/// More pods than a node has.
+const MOST_PODS: usize = 4096;
 
 /// What of a pod is to be counted apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +29,7 @@ struct Wanted {
     until: Instant,
     families: Vec<Family>,
     divide: HashMap<String, Division>,
+    tls: BTreeSet<String>,
 }
 
 /// The union over replicas.
@@ -58,8 +61,23 @@ impl Demand {
             until: now + ttl.min(LONGEST),
             families: families.into_iter().collect(),
             divide,
+            tls: BTreeSet::new(),
         };
         self.wanted.insert(replica, wanted);
+    }
+
+    /// With what a replica has just wanted it wants requests inside TLS of these pods, by UID.
+    pub fn want_tls(&mut self, replica: SocketAddr, pods: impl IntoIterator<Item = String>) {
+        if let Some(wanted) = self.wanted.get_mut(&replica) {
+            wanted.tls = pods.into_iter().take(MOST_PODS).collect();
+        }
+    }
+
+    /// Of which pods requests inside TLS are wanted now.
+    pub fn tls(&mut self, now: Instant) -> BTreeSet<String> {
+        self.wanted.retain(|_, wanted| wanted.until > now);
+        let pods = self.wanted.values().flat_map(|w| &w.tls);
+        pods.cloned().collect()
     }
 
     /// What to measure now.
@@ -107,11 +125,34 @@ mod tests {
         };
         want(&mut demand, a, &[Family::RunQueue], 60, at(0));
         want(&mut demand, b, &[], 600, at(1));
-        assert_eq!(demand.families(at(59)), BTreeSet::from(Family::ALL));
+        let all = BTreeSet::from([Family::Requests, Family::Network, Family::RunQueue]);
+        assert_eq!(demand.families(at(59)), all);
         assert_eq!(demand.families(at(60)), defaults);
         want(&mut demand, a, &[Family::RunQueue], 60, at(61));
         want(&mut demand, a, &[], 60, at(62));
         assert_eq!(demand.families(at(62)), defaults);
+    }
+
+    #[test]
+    fn pods_are_wanted_by_any_replica_until_none_does() {
+        let (a, b) = (
+            "127.0.0.1:1".parse().unwrap(),
+            "127.0.0.1:2".parse().unwrap(),
+        );
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let mut demand = Demand::new([]);
+        let want = |demand: &mut Demand, of, pods: &[&str], ttl, now| {
+            demand.want(of, [], HashMap::new(), Duration::from_secs(ttl), now);
+            demand.want_tls(of, pods.iter().map(|n| (*n).to_owned()));
+        };
+        want(&mut demand, a, &["one", "two"], 60, at(0));
+        want(&mut demand, b, &["two", "three"], 30, at(0));
+        assert_eq!(demand.tls(at(29)).len(), 3);
+        assert!(demand.tls(at(30)).iter().eq(["one", "two"]));
+        want(&mut demand, a, &["two"], 60, at(31));
+        assert!(demand.tls(at(32)).iter().eq(["two"]));
+        assert!(demand.tls(at(91)).is_empty());
     }
 
     #[test]

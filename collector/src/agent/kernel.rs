@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::probes::{Culprit, Family, ProbeError, Probes, Reading, Slot, Statistics};
+use super::tls::{FileId, Library};
 
 /// See the method of the same name of [`Probes`] for each.
 pub trait Kernel: Send + 'static {
@@ -37,6 +38,16 @@ pub trait Kernel: Send + 'static {
     fn read(&self, slot: Slot) -> Reading;
     /// Behind whom a slot's threads waited since the last call, nanoseconds.
     fn take_culprits(&self, slot: Slot) -> Vec<(Culprit, u64)>;
+    /// Counts requests inside TLS that pass through a library.
+    fn probe(&mut self, library: &Library) -> Result<(), String>;
+    /// Takes the probes off a library.
+    fn spare(&mut self, library: FileId);
+    /// Clears away sessions of TLS that their processes left behind.
+    fn clear_tls_sessions(&mut self);
+    /// Whether requests inside TLS are counted of every pod.
+    fn count_tls_of_all(&mut self, all: bool);
+    /// Whether requests inside TLS are counted of a slot's pod.
+    fn count_tls(&mut self, slot: Slot, counted: bool);
     /// Drops and other facts about the programs.
     fn statistics(&self) -> Statistics;
 }
@@ -100,6 +111,26 @@ impl Kernel for Probes {
 
     fn take_culprits(&self, slot: Slot) -> Vec<(Culprit, u64)> {
         Self::take_culprits(self, slot)
+    }
+
+    fn probe(&mut self, library: &Library) -> Result<(), String> {
+        Self::probe(self, library)
+    }
+
+    fn spare(&mut self, library: FileId) {
+        Self::spare(self, library);
+    }
+
+    fn clear_tls_sessions(&mut self) {
+        Self::clear_tls_sessions(self);
+    }
+
+    fn count_tls_of_all(&mut self, all: bool) {
+        Self::count_tls_of_all(self, all);
+    }
+
+    fn count_tls(&mut self, slot: Slot, counted: bool) {
+        Self::count_tls(self, slot, counted);
     }
 
     fn statistics(&self) -> Statistics {

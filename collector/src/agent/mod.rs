@@ -13,6 +13,7 @@ pub mod report;
 pub mod sample;
 pub mod sampler;
 pub mod store;
+pub mod tls;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -70,6 +71,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             max_pods: args.max_pods,
             first_epoch: agent_epoch,
             families: args.families.iter().copied().collect(),
+            tls: args.tls_uprobes,
         };
         let (sampler, watcher) = Sampler::new(probes, options, store.clone(), metrics);
         let reporter = report::Options {
@@ -145,6 +147,7 @@ fn try_start(args: &Args) -> anyhow::Result<(Kubepods, Probes)> {
         cgroup: kubepods.dir.clone(),
         excluded_ports: args.excluded_ports.clone(),
         max_pods: args.max_pods,
+        tls: args.tls_uprobes != tls::Allowed::Never,
     })?;
     return_unused_memory();
     Ok((kubepods, probes))

@@ -30,6 +30,7 @@ pub fn family(family: Family) -> proto::Family {
         Family::Requests => proto::Family::Requests,
         Family::Network => proto::Family::Network,
         Family::RunQueue => proto::Family::Runqueue,
+        Family::Tls => proto::Family::Tls,
     }
 }
 
@@ -40,6 +41,7 @@ pub fn wanted(number: i32) -> Option<Family> {
         proto::Family::Requests => Some(Family::Requests),
         proto::Family::Network => Some(Family::Network),
         proto::Family::Runqueue => Some(Family::RunQueue),
+        proto::Family::Tls => Some(Family::Tls),
     }
 }
 

@@ -20,6 +20,7 @@ use super::probes::Family;
 use super::report::Wanted;
 use super::sample;
 use super::store::Store;
+use super::tls;
 
 /// Inotify tells at once; this finds what it could not.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -43,6 +44,8 @@ pub struct Options {
     pub first_epoch: u64,
     /// Families measured without demand.
     pub families: BTreeSet<Family>,
+    /// For whom requests inside TLS may be counted.
+    pub tls: tls::Allowed,
 }
 
 /// Everything that one tick touches.
@@ -62,6 +65,7 @@ pub struct Sampler<K> {
     facts: Facts,
     misses: cgroup::Misses,
     changes: Vec<Change>,
+    tls: tls::Follower,
 }
 
 impl<K: Kernel> Sampler<K> {
@@ -74,6 +78,13 @@ impl<K: Kernel> Sampler<K> {
     ) -> (Self, std::io::Result<Watcher>) {
         let bound = options.max_pods as usize * CGROUPS_PER_POD;
         let watcher = Watcher::new(&options.kubepods.dir, bound);
+        let finder = (options.tls != tls::Allowed::Never)
+            .then(|| tls::Finder::start(options.kubepods.dir.clone()));
+        let finder = finder.and_then(|started| {
+            started
+                .inspect_err(|error| tracing::warn!(%error, "can not look for TLS libraries"))
+                .ok()
+        });
         let sampler = Self {
             kernel,
             pods: Pods::new(options.first_epoch),
@@ -89,6 +100,7 @@ impl<K: Kernel> Sampler<K> {
             facts: Facts::default(),
             misses: cgroup::Misses::default(),
             changes: Vec::new(),
+            tls: tls::Follower::new(options.tls, finder, Instant::now()),
         };
         (sampler, watcher)
     }
@@ -137,7 +149,14 @@ impl<K: Kernel> Sampler<K> {
                 Some(want) = wanted.recv() => {
                     let now = Instant::now();
                     self.demand.want(want.replica, want.families, want.divide, want.ttl, now);
+                    self.demand.want_tls(want.replica, want.tls_pods);
                     self.follow_demand();
+                }
+                Some(found) = self.tls.found() => {
+                    if self.tls.take(&mut self.kernel, found, Instant::now()) {
+                        self.families = self.active();
+                        self.publish_families();
+                    }
                 }
                 () = shutdown.cancelled() => {
                     self.tick(Instant::now());
@@ -204,7 +223,22 @@ impl<K: Kernel> Sampler<K> {
         if !self.pods.wants(&divide) {
             self.pods.want(&mut self.kernel, divide, now);
         }
-        let wanted = self.demand.families(now);
+        let mut wanted = self.demand.families(now);
+        let tls = self.demand.tls(now);
+        if self.tls.want(&mut self.kernel, &tls) {
+            let counted = if self.tls.is_wanted() {
+                tls
+            } else {
+                BTreeSet::new()
+            };
+            self.pods.count_tls(&mut self.kernel, counted);
+            self.wanted = None;
+        }
+        if self.tls.is_wanted() {
+            wanted.insert(Family::Tls);
+        } else {
+            wanted.remove(&Family::Tls);
+        }
         let again = !self.failed.is_empty() && now >= self.try_again;
         if self.wanted.as_ref() == Some(&wanted) && !again {
             return;
@@ -216,15 +250,35 @@ impl<K: Kernel> Sampler<K> {
         self.wanted = Some(wanted);
         self.failed = failed;
         self.try_again = now + TRY_AGAIN;
-        self.families = self.kernel.active();
+        self.families = self.active();
         self.publish_families();
+    }
+
+    fn active(&self) -> BTreeSet<Family> {
+        let mut active = self.kernel.active();
+        let refused = self
+            .kernel
+            .degraded()
+            .iter()
+            .any(|(f, _)| *f == Family::Tls);
+        active.remove(&Family::Tls);
+        if self.tls.measures() && !refused {
+            active.insert(Family::Tls);
+        }
+        active
     }
 
     fn publish_families(&self) {
         let mut degraded = self.kernel.degraded();
-        for failed in &self.failed {
-            if !degraded.contains(failed) {
-                degraded.push(failed.clone());
+        let tls = self.tls.troubles().into_iter();
+        for failed in self
+            .failed
+            .iter()
+            .cloned()
+            .chain(tls.map(|t| (Family::Tls, t)))
+        {
+            if !degraded.contains(&failed) {
+                degraded.push(failed);
             }
         }
         for family in Family::ALL {
@@ -270,7 +324,10 @@ impl<K: Kernel> Sampler<K> {
             .inc_by(misses.unwatched - self.misses.unwatched);
         m.cgroups_ignored
             .inc_by(misses.ignored - self.misses.ignored);
-        m.probes.set(self.kernel.statistics());
+        let mut statistics = self.kernel.statistics();
+        let without = ("tls_without_symbols", self.tls.without_symbols());
+        statistics.values.push(without);
+        m.probes.set(statistics);
         (self.facts, self.misses) = (facts, misses);
     }
 }

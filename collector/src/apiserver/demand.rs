@@ -1,7 +1,7 @@
-//! What somebody wants measured: a query or subscription holds a family, and what it narrows by, for a while, and
-//! agents are told. Requests and network are always wanted.
+//! What somebody wants measured: a query or subscription holds a family, what it narrows by, and pods' requests inside TLS
+//! for a while, and agents are told. Requests and network are always wanted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,15 @@ use tokio::sync::watch;
 const TTL: Duration = Duration::from_secs(60);
 /// No more narrowed queries than these are held; others get no answer but that they have been asked for.
 const MAX_NARROWED: usize = 4096;
+/// How long requests inside TLS stay wanted that nobody asks for any more. Subscriptions ask all the time, and probing
+/// is dear, so it is not long.
+const TLS_HOLD: u64 = 60_000_000;
+/// No more selections of pods for requests inside TLS than these are held; others get no answer but that nodes have been
+/// asked.
+const MAX_TLS: usize = 4096;
+
+/// By node, the UIDs of the pods of which requests inside TLS are wanted, as their cgroups carry them.
+pub type TlsPods = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 
 /// What agents are told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +31,8 @@ pub struct Wanted {
     pub families: Vec<Family>,
     /// What is counted apart, by node
     pub divide: Arc<Divisions>,
+    /// Whose requests inside TLS are counted
+    pub tls_pods: Arc<TlsPods>,
 }
 
 /// What asking changed.
@@ -38,10 +49,14 @@ pub enum Asked {
 /// A query that narrows, and in which namespace.
 type Narrowed = (String, Query);
 
+/// Pods, as somebody has asked for them: namespace and selector.
+type Picked = (String, String);
+
 #[derive(Debug, Default)]
 struct Held {
     families: BTreeMap<Family, Time>,
     narrowed: HashMap<Narrowed, Time>,
+    tls: HashMap<Picked, (Query, Time)>,
 }
 
 /// The demand of everybody who asks this replica.
@@ -66,9 +81,9 @@ impl Demand {
         }
     }
 
-    /// Somebody asks for something that needs `family`, and what the query narrows by.
+    /// Somebody asks for something that needs `family`, what the query narrows by, and its requests inside TLS.
     pub fn ask(&self, family: Family, namespace: &str, query: &Query, now: Time) -> Asked {
-        if family != Family::RunQueue && query.narrow.is_whole() {
+        if family != Family::RunQueue && query.narrow.is_whole() && !query.tls {
             return Asked::Known;
         }
         let until = now.plus(self.hold);
@@ -89,6 +104,18 @@ impl Demand {
                 asked = Asked::TooMany;
             }
         }
+        if query.tls {
+            let picked = (namespace.to_owned(), query.selector.to_string());
+            let until = now.plus(TLS_HOLD);
+            if let Some((_, known)) = held.tls.get_mut(&picked) {
+                *known = until;
+            } else if held.tls.len() < MAX_TLS {
+                held.tls.insert(picked, (query.clone(), until));
+                asked = Asked::News;
+            } else {
+                asked = Asked::TooMany;
+            }
+        }
         asked
     }
 
@@ -103,13 +130,26 @@ impl Demand {
         for (namespace, query) in held.narrowed.keys() {
             state.divide(namespace, query, &mut divide);
         }
+        held.tls.retain(|_, (_, until)| *until > now);
+        let mut tls_pods = TlsPods::new();
+        for ((namespace, _), (query, _)) in &held.tls {
+            for pod in state.index.matching(namespace, &query.selector) {
+                let node = pod.facts.node.as_ref().filter(|_| pod.gone.is_none());
+                if let Some(node) = node {
+                    let uids = tls_pods.entry(node.clone()).or_default();
+                    uids.insert(pod.cgroup_uid().clone());
+                }
+            }
+        }
         // Under the lock: an older demand must not come last.
         self.wanted.send_if_modified(|old| {
-            let changed = old.families != families || *old.divide != divide;
+            let changed =
+                old.families != families || *old.divide != divide || *old.tls_pods != tls_pods;
             if changed {
                 *old = Wanted {
                     families,
                     divide: Arc::new(divide),
+                    tls_pods: Arc::new(tls_pods),
                 };
             }
             changed
@@ -125,10 +165,12 @@ impl Demand {
     pub fn message(wanted: &Wanted, node: &str) -> proto::Want {
         let families = wanted.families.iter().map(|f| to_proto(*f).into());
         let divide = wanted.divide.get(node).into_iter().flatten();
+        let tls_pods = wanted.tls_pods.get(node).into_iter().flatten();
         proto::Want {
             families: families.collect(),
             ttl_seconds: u32::try_from(TTL.as_secs()).unwrap_or(u32::MAX),
             divide: divide.map(|(uid, d)| division(uid, d)).collect(),
+            tls_pods: tls_pods.map(|uid| uid.to_string()).collect(),
         }
     }
 }
@@ -147,6 +189,7 @@ pub fn to_proto(family: Family) -> proto::Family {
         Family::Requests => proto::Family::Requests,
         Family::Network => proto::Family::Network,
         Family::RunQueue => proto::Family::Runqueue,
+        Family::Tls => proto::Family::Tls,
     }
 }
 
@@ -156,6 +199,7 @@ pub fn from_proto(family: i32) -> Option<Family> {
         Ok(proto::Family::Requests) => Some(Family::Requests),
         Ok(proto::Family::Network) => Some(Family::Network),
         Ok(proto::Family::Runqueue) => Some(Family::RunQueue),
+        Ok(proto::Family::Tls) => Some(Family::Tls),
         Ok(proto::Family::Unspecified) | Err(_) => None,
     }
 }

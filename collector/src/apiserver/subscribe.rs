@@ -187,9 +187,9 @@ impl Client {
             Failure::new(404, message).because("UnknownMetric")
         })?;
         let bad = |message: String| Failure::new(400, message).because("BadSelector");
-        let query = Query::parse(&wanted.selector)
-            .and_then(|query| query.check(metric).map(|()| query))
-            .map_err(|e| bad(e.to_string()))?;
+        let mut query = Query::parse(&wanted.selector).map_err(|e| bad(e.to_string()))?;
+        query.tls = wanted.tls && metric.is_found_inside_tls();
+        query.check(metric).map_err(|e| bad(e.to_string()))?;
         let windows = wanted.window_seconds.iter().map(|seconds| {
             Window::from_seconds(*seconds).ok_or_else(|| {
                 bad(format!(

@@ -8,6 +8,7 @@ use ebpf_scaler_collector::agent::kernel::Kernel;
 use ebpf_scaler_collector::agent::probes::{
     Culprit, Family, ProbeError, Reading, Slot, Statistics,
 };
+use ebpf_scaler_collector::agent::tls::{FileId, Library};
 
 #[derive(Default)]
 struct Place {
@@ -29,6 +30,8 @@ struct State {
     changed: BTreeSet<Slot>,
     wanted: BTreeSet<Family>,
     broken: BTreeSet<Family>,
+    /// Slots whose requests inside TLS count.
+    tls: BTreeSet<Slot>,
     /// The map of cgroups has no room for more.
     full: bool,
     /// Requests that found no slot, or one that is somebody else's now.
@@ -144,6 +147,11 @@ impl FakeKernel {
             .iter()
             .filter(|p| p.taken)
             .count()
+    }
+
+    /// How many pods' requests inside TLS are counted.
+    pub fn tls(&self) -> usize {
+        self.0.lock().unwrap().tls.len()
     }
 
     pub fn lost(&self) -> u64 {
@@ -295,6 +303,26 @@ impl Kernel for FakeKernel {
     fn take_culprits(&self, slot: Slot) -> Vec<(Culprit, u64)> {
         let mut state = self.0.lock().unwrap();
         std::mem::take(&mut state.places[slot.index as usize].culprits)
+    }
+
+    fn probe(&mut self, library: &Library) -> Result<(), String> {
+        Err(format!("scripted: no probes of {}", library.path))
+    }
+
+    fn spare(&mut self, _: FileId) {}
+
+    fn clear_tls_sessions(&mut self) {}
+
+    fn count_tls_of_all(&mut self, _: bool) {}
+
+    fn count_tls(&mut self, slot: Slot, counted: bool) {
+        let mut state = self.0.lock().unwrap();
+        assert!(state.is_current(slot), "a stale slot: {slot:?}");
+        if counted {
+            state.tls.insert(slot);
+        } else {
+            state.tls.remove(&slot);
+        }
     }
 
     fn statistics(&self) -> Statistics {

@@ -7,6 +7,7 @@ use ebpf_scaler_collector::agent::cgroup::Kubepods;
 use ebpf_scaler_collector::agent::probes::Family;
 use ebpf_scaler_collector::agent::report::Wanted;
 use ebpf_scaler_collector::agent::sampler::{self, Sampler};
+use ebpf_scaler_collector::agent::tls::Allowed;
 use ebpf_scaler_collector::agent::{metrics, store};
 use ebpf_scaler_proto::{self as proto, ReportRequest};
 use prometheus_client::registry::Registry;
@@ -34,6 +35,7 @@ async fn the_loop_follows_directories_demand_and_its_end() {
         max_pods: 8,
         first_epoch: 500,
         families: BTreeSet::from([Family::Requests]),
+        tls: Allowed::Never,
     };
     let (sampler, watcher) = Sampler::new(kernel.clone(), options, store.clone(), metrics);
     let (wants, wanted) = mpsc::channel(1);
@@ -77,6 +79,7 @@ async fn the_loop_follows_directories_demand_and_its_end() {
             replica,
             families,
             divide: std::collections::HashMap::new(),
+            tls_pods: vec![uid.to_owned()],
             ttl: Duration::from_secs(60),
         })
         .await
@@ -86,6 +89,7 @@ async fn the_loop_follows_directories_demand_and_its_end() {
         proto::Family::Network as i32,
     ];
     let told = next(&|b| b.families == active).await;
+    assert_eq!(kernel.tls(), 0, "asked for, but never allowed");
     let degraded = told.hello.clone().unwrap().degraded;
     assert_eq!(degraded[0].family, proto::Family::Runqueue as i32);
     assert_eq!(store.subscribe().0.degraded, degraded);

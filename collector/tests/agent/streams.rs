@@ -138,6 +138,7 @@ async fn a_want_reaches_the_loop_with_its_replica_and_its_end() {
         divide: Vec::new(),
         families,
         ttl_seconds: 600,
+        tls_pods: vec!["one".to_owned()],
     });
     let (address, _kill) = replica.serve(any_port(), &ca).await;
     let mut agent = Reporter::start(&[address], &ca);
@@ -149,4 +150,5 @@ async fn a_want_reaches_the_loop_with_its_replica_and_its_end() {
     // A family that this agent does not know yet is left out.
     assert_eq!(wanted.families, [Family::RunQueue]);
     assert_eq!(wanted.ttl, Duration::from_secs(600));
+    assert_eq!(wanted.tls_pods, ["one"]);
 }

@@ -1,8 +1,6 @@
 //! A metric narrowed to a port or a container: from the query to the agents, and from what they count apart to the
 //! answer.
 
-use std::time::Duration;
-
 use ebpf_scaler_proto as proto;
 use serde_json::{Value, json};
 
@@ -35,19 +33,8 @@ fn part(pod: &str, (container_id, port): (&str, u32), requests: u64) -> proto::P
 
 impl Agent {
     /// Waits until the replica wants that of its pods.
-    async fn wanted(&mut self, holds: impl Fn(&[proto::Division]) -> bool) {
-        let wait = async {
-            while let Ok(Some(want)) = self.wants.message().await {
-                if holds(&want.divide) {
-                    return;
-                }
-            }
-            panic!("the stream has ended");
-        };
-        let patience = Duration::from_secs(10);
-        tokio::time::timeout(patience, wait)
-            .await
-            .expect("a demand");
+    async fn wanted_apart(&mut self, holds: impl Fn(&[proto::Division]) -> bool) {
+        self.wanted(|want| holds(&want.divide)).await;
     }
 
     /// Three seconds in no time: requests a tick of the pod and of its parts.
@@ -94,13 +81,13 @@ async fn a_query_has_a_port_counted_apart_and_then_gets_its_value() {
     })
     .await;
     agent
-        .wanted(|divide| {
+        .wanted_apart(|divide| {
             divide.len() == 1
                 && divide[0].pod_uid == "uid-web-1"
                 && (divide[0].ports == [8080] && !divide[0].containers)
         })
         .await;
-    other.wanted(<[proto::Division]>::is_empty).await;
+    other.wanted_apart(<[proto::Division]>::is_empty).await;
 
     agent.divided(("web-1", 10), &[(("", 8080), 4)]).await;
     eventually("the port's rate", || async {
@@ -154,7 +141,7 @@ async fn an_operator_follows_a_container_by_its_name_through_a_restart() {
         .unwrap();
     assert_eq!(error.code, 503, "{}", error.message);
     agent
-        .wanted(|divide| divide.len() == 1 && divide[0].containers)
+        .wanted_apart(|divide| divide.len() == 1 && divide[0].containers)
         .await;
     let parts = [(("app-1", 0), 6), (("proxy-1", 0), 3)];
     agent.divided(("web-1", 9), &parts).await;

@@ -38,12 +38,17 @@ impl Operator {
     }
 
     pub async fn subscribe(&self, id: &str, metric: &str, selector: &str, windows: &[u32]) {
+        self.ask(id, metric, selector, windows, false).await;
+    }
+
+    async fn ask(&self, id: &str, metric: &str, selector: &str, windows: &[u32], tls: bool) {
         let subscription = proto::Subscription {
             id: id.into(),
             namespace: "shop".into(),
             metric: metric.into(),
             selector: selector.into(),
             window_seconds: windows.to_vec(),
+            tls,
         };
         let request = proto::WatchRequest {
             subscribe: vec![subscription],
@@ -188,6 +193,61 @@ async fn samples_of_another_nodes_pods_count_nowhere() {
         reply.status == 200 && reply.body["items"][0]["value"] == "40"
     })
     .await;
+}
+
+#[tokio::test]
+async fn requests_inside_tls_are_wanted_of_the_nodes_that_have_the_pods() {
+    let world = World::with(
+        |cluster| {
+            cluster.pod("web-1", "n1", |_| {});
+            cluster.pod("web-2", "n2", |_| {});
+            cluster.pod("db-1", "n1", |pod| {
+                pod["metadata"]["labels"]["app"] = json!("db")
+            });
+        },
+        &[],
+    )
+    .await;
+    let (mut first, mut second) = (world.agent("n1").await, world.agent("n2").await);
+    first.steady(&["web-1", "db-1"], 10).await;
+    second.steady(&["web-2"], 10).await;
+    first.stay();
+    second.stay();
+    let mut operator = Operator::connect(&world).await;
+    operator
+        .ask("w", "requests_per_second", "app=web", &[30], true)
+        .await;
+    let bytes = "network_bytes_per_second";
+    operator.ask("b", bytes, "app=db", &[30], true).await;
+    let here = |want: &proto::Want| !want.tls_pods.is_empty();
+    assert_eq!(first.wanted(here).await.tls_pods, ["uid-web-1"]);
+    assert_eq!(second.wanted(here).await.tls_pods, ["uid-web-2"]);
+    // What is counted outside TLS is not passed off as all.
+    let error = operator
+        .next("w", |a| a.error.is_some())
+        .await
+        .error
+        .unwrap();
+    assert_eq!(error.code, 503);
+    let says = "node n1 does not measure tls yet; it has been asked to";
+    assert!(error.message.contains(says), "{}", error.message);
+    let port = "app=web,ebpfscaler.io/port=443";
+    operator
+        .ask("port", "requests_per_second", port, &[30], true)
+        .await;
+    let error = operator.next("port", |a| a.error.is_some()).await.error;
+    let error = error.unwrap();
+    assert_eq!((error.code, error.reason.as_str()), (400, "BadSelector"));
+    assert!(error.message.contains("inside TLS"), "{}", error.message);
+    operator
+        .subscribe("plain", "requests_per_second", "app=web", &[30])
+        .await;
+    operator.next("plain", |a| a.error.is_none()).await;
+    let (mut first, mut second) = (first.with_tls(), second.with_tls());
+    first.steady(&["web-1", "db-1"], 10).await;
+    second.steady(&["web-2"], 10).await;
+    let answer = operator.next("w", |a| a.error.is_none()).await;
+    assert_eq!((answer.pods_expected, answer.pods_covered), (2, 2));
 }
 
 #[tokio::test]

@@ -346,6 +346,26 @@ impl Agent {
         self
     }
 
+    /// Also counts requests inside TLS from now on.
+    pub fn with_tls(mut self) -> Self {
+        self.families.push(proto::Family::Tls.into());
+        self
+    }
+
+    /// The next demand that `picks`.
+    pub async fn wanted(&mut self, picks: impl Fn(&proto::Want) -> bool) -> proto::Want {
+        let found = async {
+            loop {
+                let want = self.wants.message().await.unwrap().unwrap();
+                if picks(&want) {
+                    return want;
+                }
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(10), found).await;
+        found.expect("a demand within 10 s")
+    }
+
     /// Sends one reading: each pod's requests so far.
     pub async fn report(&mut self, pods: &[(&str, u64)]) {
         let samples = pods

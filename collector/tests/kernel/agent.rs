@@ -12,6 +12,7 @@ use ebpf_scaler_collector::agent::demand::Division;
 use ebpf_scaler_collector::agent::probes::{Family, Options, Probes};
 use ebpf_scaler_collector::agent::report::Wanted;
 use ebpf_scaler_collector::agent::sampler::{self, Sampler};
+use ebpf_scaler_collector::agent::tls::Allowed;
 use ebpf_scaler_collector::agent::{metrics, store::Store};
 use ebpf_scaler_proto::{Counters, PodSample, ReportRequest};
 use prometheus_client::registry::Registry;
@@ -100,6 +101,7 @@ pub struct Setup {
     pub interval: Duration,
     pub max_pods: u32,
     pub first_epoch: u64,
+    pub tls: Allowed,
 }
 
 impl Default for Setup {
@@ -108,6 +110,7 @@ impl Default for Setup {
             interval: Duration::from_millis(100),
             max_pods: 512,
             first_epoch: 1,
+            tls: Allowed::Never,
         }
     }
 }
@@ -128,6 +131,7 @@ impl Agent {
             cgroup: kubepods.into(),
             excluded_ports: vec![EXCLUDED],
             max_pods: setup.max_pods,
+            tls: setup.tls != Allowed::Never,
         })
         .unwrap();
         prepare(&mut probes);
@@ -143,6 +147,7 @@ impl Agent {
             max_pods: setup.max_pods,
             first_epoch: setup.first_epoch,
             families: BTreeSet::from([Family::Requests, Family::Network]),
+            tls: setup.tls,
         };
         let (_, mut batches) = store.subscribe();
         let (sampler, watcher) = Sampler::new(probes, options, store, metrics);
@@ -182,13 +187,18 @@ impl Agent {
     /// A replica wants these parts of a pod.
     pub fn want(&self, uid: &str, ports: &[u16], containers: bool) {
         let ports = ports.iter().copied().collect();
-        let wanted = Wanted {
+        self.ask(Wanted {
             replica: "127.0.0.1:9443".parse().unwrap(),
             families: Vec::new(),
             divide: HashMap::from([(uid.to_owned(), Division { ports, containers })]),
+            tls_pods: Vec::new(),
             ttl: Duration::from_secs(600),
-        };
-        self.wants.blocking_send(wanted).unwrap();
+        });
+    }
+
+    /// Asks for something as a replica would.
+    pub fn ask(&self, want: Wanted) {
+        self.wants.blocking_send(want).unwrap();
     }
 
     fn batches(&self) -> u64 {

@@ -3,12 +3,14 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 pub mod agent;
+pub mod capabilities;
 pub mod databases;
 pub mod http;
 pub mod http2;
 pub mod limit;
 pub mod load;
 pub mod raw;
+pub mod tls;
 pub mod wire;
 
 use std::fs;
@@ -82,6 +84,7 @@ impl World {
             cgroup: root.clone(),
             excluded_ports: vec![EXCLUDED],
             max_pods: 16,
+            tls: false,
         };
         change(&mut options);
         let probes = Probes::load(&options).unwrap_or_else(|e| {

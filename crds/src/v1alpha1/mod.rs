@@ -115,6 +115,12 @@ pub struct EbpfScalerSpec {
     /// `Default` adds significance, bursting and bounded steps to the HPA's rules; `HPA` is exactly HPA v2.
     #[serde(default)]
     pub profile: Profile,
+    /// Whether the metrics made of requests (rate, in flight, latency) have those inside TLS in them. `Probe` counts them
+    /// by probes in the TLS libraries of the pods, which costs the pods CPU time with each read and write, and needs
+    /// agents that are allowed to (config/tls): where they are not, the metrics are unavailable, and so are those with a
+    /// `port`, which is not known inside TLS.
+    #[serde(default)]
+    pub tls_requests: TlsRequests,
     /// What to scale on; the metric that asks for most replicas wins.
     #[schemars(length(min = 1, max = 10))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -181,6 +187,16 @@ pub enum Profile {
     /// Exactly the HPA's rules, once in 15 seconds.
     #[serde(rename = "HPA")]
     Hpa,
+}
+
+/// What becomes of requests inside TLS.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsRequests {
+    /// They are bytes and connections.
+    #[default]
+    Ignore,
+    /// They are requests.
+    Probe,
 }
 
 /// What to do without metrics.

@@ -22,4 +22,5 @@ mod sidecar;
 mod signals_api;
 mod steady;
 mod sum_bound;
+mod tls_overlay;
 mod uninstall;

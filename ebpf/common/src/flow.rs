@@ -1,6 +1,8 @@
 //! What is remembered of one TCP connection, and the arithmetic of sequence numbers. Each field has one writer:
 //! packets in and packets out are handled on different CPUs at the same time.
 
+use core::ptr::read_volatile;
+
 use crate::http1::Machine;
 
 /// Outstanding requests that are timed; more are only counted.
@@ -178,6 +180,48 @@ pub const fn place(next: u32, seq: u32, len: u32) -> Place {
 #[inline(always)]
 pub const fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
+}
+
+/// Requests that were counted as begun and have no answer yet.
+///
+/// # Safety
+/// The flow is valid.
+#[inline(always)]
+pub unsafe fn in_flight(flow: *const Flow) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (head, tail) = (read_volatile(&raw const (*flow).head), oldest(flow));
+        let mut waiting = read_volatile(&raw const (*flow).lost_head)
+            .wrapping_sub(read_volatile(&raw const (*flow).lost_tail))
+            as u64;
+        let mut i = 0u32;
+        while i < OUTSTANDING {
+            let at = tail.wrapping_add(i);
+            if before(at, head) {
+                let slot = (at & (OUTSTANDING - 1)) as usize;
+                let entry = read_volatile((&raw const (*flow).ring).cast::<u64>().add(slot));
+                waiting += u64::from(entry & (entry::PROBE | entry::TENTATIVE) == 0);
+            }
+            i += 1;
+        }
+        waiting
+    }
+}
+
+/// Where the oldest outstanding request stands in the ring.
+///
+/// # Safety
+/// The flow is valid.
+#[inline(always)]
+pub unsafe fn oldest(flow: *const Flow) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (tail, flush) = (
+            read_volatile(&raw const (*flow).tail),
+            read_volatile(&raw const (*flow).flush),
+        );
+        if before(tail, flush) { flush } else { tail }
+    }
 }
 
 /// Identifies a connection before it has a socket of its own.

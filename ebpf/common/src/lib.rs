@@ -15,6 +15,7 @@ pub mod histogram;
 pub mod http1;
 pub mod http2;
 pub mod record;
+pub mod tls;
 pub mod wire;
 
 /// A group of signals that is attached, wanted and degraded as one.
@@ -26,11 +27,18 @@ pub enum Family {
     Network,
     /// Time that runnable threads wait for a CPU.
     RunQueue,
+    /// Requests inside TLS, which count as requests.
+    Tls,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 3] = [Family::Requests, Family::Network, Family::RunQueue];
+    pub const ALL: [Family; 4] = [
+        Family::Requests,
+        Family::Network,
+        Family::RunQueue,
+        Family::Tls,
+    ];
 
     /// The name for people, logs and labels.
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +46,7 @@ impl Family {
             Family::Requests => "requests",
             Family::Network => "network",
             Family::RunQueue => "runqueue",
+            Family::Tls => "tls",
         }
     }
 }

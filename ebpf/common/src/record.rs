@@ -86,6 +86,8 @@ pub struct SlotRecord {
     pub layout: u32,
     /// For a part of a pod, a container or a port: slot and generation of the pod itself. Else zero.
     pub pod: u64,
+    /// Of [`wanted`]: what is measured of this tenant beyond what is of all.
+    pub wanted: u64,
     /// The counters.
     pub tally: Tally,
     /// First byte in to first byte out.
@@ -110,6 +112,12 @@ pub const PARTS: u32 = 512;
 /// The key of the map PORTS: a local port of a slot.
 pub const fn port_key(slot: u32, port: u32) -> u64 {
     ((port as u64) << 32) | slot as u64
+}
+
+/// See [`SlotRecord::wanted`].
+pub mod wanted {
+    /// Requests inside TLS.
+    pub const TLS: u64 = 1;
 }
 
 /// Who had a CPU, when it was no pod.
@@ -203,6 +211,8 @@ pub struct Control {
     pub live_http2: u64,
     /// No more socket storages for HTTP/2 than this.
     pub max_http2: u64,
+    /// Not 0: requests inside TLS are counted of all pods, whatever [`SlotRecord::wanted`] says.
+    pub tls_of_all: u64,
 }
 
 macro_rules! stats {
@@ -291,6 +301,18 @@ stats! {
     Postgresql = "postgresql_connections",
     /// Connections that turned out to be TLS.
     Tls = "tls_connections",
+    /// TLS sessions older than the probes, or whose beginning they did not see, that were found to serve requests.
+    TlsAdopted = "tls_sessions_adopted",
+    /// Requests and TLS sessions that are not counted because as many sessions as allowed are followed.
+    TlsSessionsFull = "tls_sessions_capped",
+    /// Times that plain text in a process' memory could not be read.
+    TlsLoadFailed = "tls_load_failed",
+    /// Times that plain text was not looked into because no scratch buffer was free.
+    TlsScratchBusy = "tls_scratch_busy",
+    /// TLS sessions that turned out to be HTTP/2.
+    TlsHttp2 = "tls_http2_sessions",
+    /// TLS sessions of HTTP/2 whose requests are not counted because as many as allowed are.
+    TlsHttp2Full = "tls_http2_capped",
 }
 
 /// Elements of the map STATISTICS, some of them spare.

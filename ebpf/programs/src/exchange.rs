@@ -5,13 +5,13 @@
 //! length.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_loop, bpf_skb_load_bytes};
-use ebpf_scaler_common::flow::{Flow, kind, rx_flag, tx_flag};
+use ebpf_scaler_common::flow::{Flow, in_flight, kind, oldest, rx_flag, tx_flag};
 use ebpf_scaler_common::http1;
 use ebpf_scaler_common::record::Stat;
 use ebpf_scaler_common::wire::{self, Guess, Machine, Next, event, state};
 
 use crate::atomic::{get, set};
-use crate::flows::{in_flight, oldest, return_scratch, take_scratch};
+use crate::flows::{return_scratch, take_scratch};
 use crate::maps::count;
 use crate::order::NOWHERE;
 use crate::packet::Packet;
@@ -259,7 +259,7 @@ pub unsafe fn walk_in(packet: &Packet, flow: *mut Flow, slot: Slot, pos: u32) {
             return;
         };
         let mut scan = Scan {
-            skb: packet.skb,
+            source: packet.skb.cast(),
             flow,
             window: &raw mut (*scratch).window,
             slot,
@@ -304,7 +304,7 @@ unsafe fn load(scan: *mut Scan, m: *mut Machine) -> bool {
             Next::Load(n) => {
                 let bytes = (&raw mut (*w).bytes).cast();
                 let at = get!(w.base);
-                if bpf_skb_load_bytes((*scan).skb.cast(), at, bytes, one_to_256(n)) == 0 {
+                if bpf_skb_load_bytes((*scan).source, at, bytes, one_to_256(n)) == 0 {
                     return true;
                 }
                 count(Stat::LoadFailed);
@@ -423,7 +423,7 @@ unsafe fn walk_out(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32) {
             return;
         };
         let mut scan = Scan {
-            skb: packet.skb,
+            source: packet.skb.cast(),
             flow,
             window: &raw mut (*scratch).window,
             slot,

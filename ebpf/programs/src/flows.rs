@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use ebpf_scaler_common::flow::{Flow, FlowKey, OUTSTANDING, before, entry, kind, rx_flag};
+use ebpf_scaler_common::flow::{Flow, FlowKey, OUTSTANDING, before, in_flight, kind, rx_flag};
 use ebpf_scaler_common::http1::{Machine, phase};
 use ebpf_scaler_common::http2 as connection;
 use ebpf_scaler_common::record::{NO_SLOT, Program, Stat, generation_of, layout, slot_of};
@@ -228,7 +228,7 @@ unsafe fn copy_words<const N: usize>(from: *const u64, to: *mut u64) {
 
 /// What a flow remembers of its slot's layout.
 #[inline(always)]
-fn version(slot: Slot) -> u32 {
+pub fn version(slot: Slot) -> u32 {
     (slot.layout() & layout::VERSION) << kind::VERSION_SHIFT
 }
 
@@ -317,44 +317,6 @@ pub unsafe fn connected_again(packet: &Packet, flow: *mut Flow, slot: Slot) {
         set!(flow.tx.phase, phase::SEARCH);
         wire::begin((&raw mut (*flow).tx).cast(), wire::state::LOST);
         set!(flow.tx_next, packet.seq);
-    }
-}
-
-/// Requests that were counted as begun and have no answer yet.
-///
-/// # Safety
-/// The flow is valid.
-#[inline(always)]
-pub unsafe fn in_flight(flow: *mut Flow) -> u64 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (head, tail) = (get!(flow.head), oldest(flow));
-        let mut waiting = get!(flow.lost_head).wrapping_sub(get!(flow.lost_tail)) as u64;
-        let mut i = 0u32;
-        while i < OUTSTANDING {
-            let at = tail.wrapping_add(i);
-            if before(at, head) {
-                let slot = (at & (OUTSTANDING - 1)) as usize;
-                let entry =
-                    core::ptr::read_volatile((&raw const (*flow).ring).cast::<u64>().add(slot));
-                waiting += u64::from(entry & (entry::PROBE | entry::TENTATIVE) == 0);
-            }
-            i += 1;
-        }
-        waiting
-    }
-}
-
-/// Where the oldest outstanding request stands in the ring.
-///
-/// # Safety
-/// The flow is valid.
-#[inline(always)]
-pub unsafe fn oldest(flow: *mut Flow) -> u32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (tail, flush) = (get!(flow.tail), get!(flow.flush));
-        if before(tail, flush) { flush } else { tail }
     }
 }
 

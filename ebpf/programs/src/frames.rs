@@ -1,9 +1,13 @@
-//! Drives the HTTP/2 frame walker over packets of connections that speak it, and counts what it tells.
+//! Drives the HTTP/2 frame walker over packets of connections that speak it, or over plain text in a process' memory, and
+//! counts what it tells.
 //!
 //! Cost: a load of at most 32 bytes for each frame that begins in the packet; payloads are skipped by their length.
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_loop, bpf_skb_load_bytes};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_ns, bpf_loop, bpf_probe_read_user, bpf_skb_load_bytes,
+};
 use ebpf_scaler_common::flow::{Flow, kind};
 use ebpf_scaler_common::http2::{self, Connection, LOOK, Machine, Next, act, event, phase};
 use ebpf_scaler_common::record::Stat;
@@ -21,7 +25,8 @@ const TURNS: u32 = 4096;
 /// What a turn needs; lives on the stack.
 #[repr(C)]
 pub struct Walk {
-    skb: *mut __sk_buff,
+    /// The packet; in a process' memory, what offset 0 is the address of.
+    source: *mut c_void,
     flow: *mut Flow,
     connection: *mut Connection,
     slot: Slot,
@@ -53,7 +58,7 @@ pub unsafe fn requests(packet: &Packet, flow: *mut Flow, c: *mut Connection, slo
                 count(Stat::RequestResync);
             }
         }
-        walk::<false>(packet, flow, c, slot, pos);
+        walk::<false, false>(packet.skb.cast(), flow, c, slot, pos, packet.len);
     }
 }
 
@@ -88,32 +93,62 @@ pub unsafe fn responses(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u3
                 count(Stat::ResponseResync);
             }
         }
-        walk::<true>(packet, flow, c, slot, packet.headers + offset);
+        let pos = packet.headers + offset;
+        walk::<true, false>(packet.skb.cast(), flow, c, slot, pos, packet.len);
     }
 }
 
+/// Walks plain text, which comes once and in order: `OUT`, that of the server.
+///
+/// # Safety
+/// The flow and the connection are valid, and that side of it is ours.
 #[inline(always)]
-unsafe fn walk<const OUT: bool>(
-    packet: &Packet,
+pub unsafe fn text<const OUT: bool>(
+    source: *mut c_void,
     flow: *mut Flow,
     c: *mut Connection,
     slot: Slot,
     pos: u32,
+    end: u32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let m = side::<OUT>(c);
+        let (left, skip) = (end - pos, get!(m.skip));
+        if skip > left {
+            set!(m.skip, skip - left);
+        } else if get!(m.phase) != phase::SEARCH {
+            walk::<OUT, true>(source, flow, c, slot, pos, end);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn walk<const OUT: bool, const USER: bool>(
+    source: *mut c_void,
+    flow: *mut Flow,
+    c: *mut Connection,
+    slot: Slot,
+    pos: u32,
+    end: u32,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let now = bpf_ktime_get_ns();
         let mut walk = Walk {
-            skb: packet.skb,
+            source,
             flow,
             connection: c,
             slot,
             now,
         };
         let m = side::<OUT>(c);
-        http2::begin(m, now, pos, packet.len);
-        let turn: unsafe extern "C" fn(u64, *mut Walk) -> i64 =
-            if OUT { response_turn } else { request_turn };
+        http2::begin(m, now, pos, end);
+        let turn: unsafe extern "C" fn(u64, *mut Walk) -> i64 = if OUT {
+            response_turn::<USER>
+        } else {
+            request_turn::<USER>
+        };
         bpf_loop(TURNS, turn as *mut _, (&raw mut walk).cast(), 0);
         if http2::unfinished(m) {
             count(Stat::Http2Frames);
@@ -148,7 +183,7 @@ unsafe fn lost<const OUT: bool>(c: *mut Connection) {
 
 /// Loads what is to be looked at, and steps: the event, or None when there is nothing more to do.
 #[inline(always)]
-unsafe fn turn<const OUT: bool>(walk: *mut Walk) -> Option<u32> {
+unsafe fn turn<const OUT: bool, const USER: bool>(walk: *mut Walk) -> Option<u32> {
     // SAFETY: the caller's promise.
     unsafe {
         let c = (*walk).connection;
@@ -158,8 +193,18 @@ unsafe fn turn<const OUT: bool>(walk: *mut Walk) -> Option<u32> {
         };
         let to = http2::head(m).add(below_32(at as u64) as usize);
         let n = below_32(len as u64 - 1) as u32 + 1;
-        if bpf_skb_load_bytes((*walk).skb.cast(), get!(m.pos), to.cast(), n) != 0 {
-            count(Stat::LoadFailed);
+        let (source, pos) = ((*walk).source, get!(m.pos));
+        let failed = if USER {
+            bpf_probe_read_user(to.cast(), n, source.byte_add(pos as usize))
+        } else {
+            bpf_skb_load_bytes(source, pos, to.cast(), n)
+        };
+        if failed != 0 {
+            count(if USER {
+                Stat::TlsLoadFailed
+            } else {
+                Stat::LoadFailed
+            });
             http2::lost(m);
             lost::<OUT>(c);
             return None;
@@ -179,11 +224,11 @@ fn below_32(n: u64) -> u64 {
 
 const _: () = assert!(LOOK == 32);
 
-unsafe extern "C" fn request_turn(_: u64, walk: *mut Walk) -> i64 {
+unsafe extern "C" fn request_turn<const USER: bool>(_: u64, walk: *mut Walk) -> i64 {
     // SAFETY: bpf_loop passes what we gave it.
     unsafe {
         let c = (*walk).connection;
-        match turn::<false>(walk) {
+        match turn::<false, USER>(walk) {
             None => return 1,
             Some(event::HEADERS) => requested(walk, c),
             Some(event::RESET) => end((*walk).slot, http2::reset::<false>(c)),
@@ -233,12 +278,12 @@ unsafe fn requested(walk: *mut Walk, c: *mut Connection) {
     }
 }
 
-unsafe extern "C" fn response_turn(_: u64, walk: *mut Walk) -> i64 {
+unsafe extern "C" fn response_turn<const USER: bool>(_: u64, walk: *mut Walk) -> i64 {
     // SAFETY: bpf_loop passes what we gave it.
     unsafe {
         let c = (*walk).connection;
         let slot = (*walk).slot;
-        match turn::<true>(walk) {
+        match turn::<true, USER>(walk) {
             None => return 1,
             Some(event::HEADERS) => answered(walk, c),
             Some(event::END) => end(slot, http2::ended(c)),

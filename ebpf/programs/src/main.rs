@@ -1,4 +1,5 @@
-//! The BPF programs: requests and network in one cgroup_skb pass, the run queue in the scheduler's trace points.
+//! The BPF programs: requests and network in one cgroup_skb pass, the run queue in the scheduler's trace points,
+//! requests inside TLS at the edge of the TLS libraries.
 //! Nothing here loops without a bound, sends an event for a packet, or fails without counting it.
 #![no_std]
 #![no_main]
@@ -24,6 +25,8 @@ mod responses;
 mod runqueue;
 mod scan;
 mod slots;
+mod text;
+mod tls;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

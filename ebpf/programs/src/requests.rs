@@ -2,12 +2,14 @@
 //! requests to others are not its load.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
-use ebpf_scaler_common::flow::{Flow, OUTSTANDING, before, entry, kind, rx_flag};
+use ebpf_scaler_common::flow::{
+    Flow, OUTSTANDING, before, entry, in_flight, kind, oldest, rx_flag,
+};
 use ebpf_scaler_common::http1::{begins_request, flag, phase};
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{get, set};
-use crate::flows::{in_flight, oldest, return_scratch, take_scratch};
+use crate::flows::{return_scratch, take_scratch};
 use crate::maps::count;
 use crate::order::NOWHERE;
 use crate::packet::Packet;
@@ -56,13 +58,13 @@ pub unsafe fn payload(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
         };
         let window = &raw mut (*scratch).window;
         let mut scan = Scan {
-            skb: packet.skb,
+            source: packet.skb.cast(),
             flow,
             window,
             slot,
             ack: packet.ack,
         };
-        scan.requests(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
+        scan.requests::<false>(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
         let rest = get!(window.base).wrapping_add(get!(window.pos));
         return_scratch(bit);
         let at = get!(m.phase);
@@ -131,8 +133,11 @@ pub unsafe fn upgraded(packet: &Packet, flow: *mut Flow, pos: u32) -> u32 {
 }
 
 /// Begins again where a segment begins like a request: a guess until a status line answers it.
+///
+/// # Safety
+/// The flow is valid, its request side ours.
 #[inline(always)]
-unsafe fn resynchronise(flow: *mut Flow, slot: Slot) {
+pub unsafe fn resynchronise(flow: *mut Flow, slot: Slot) {
     // SAFETY: the caller's promise.
     unsafe {
         if get!(flow.rx_flags) & rx_flag::HTTP != 0 {

@@ -8,14 +8,14 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock};
 use ebpf_scaler_common::flow::{
-    Flow, OUTSTANDING, Place, RTT_EVERY, entry, kind, place, rx_flag, tx_flag,
+    Flow, OUTSTANDING, Place, RTT_EVERY, entry, kind, oldest, place, rx_flag, tx_flag,
 };
 use ebpf_scaler_common::histogram;
 use ebpf_scaler_common::http1::{begins_response, flag, in_head, phase, skip_gap, status_in};
 use ebpf_scaler_common::record::Stat;
 
 use crate::atomic::{self, get, set};
-use crate::flows::{oldest, return_scratch, take_scratch};
+use crate::flows::{return_scratch, take_scratch};
 use crate::maps::count;
 use crate::packet::Packet;
 use crate::scan::{Scan, one_to_256};
@@ -173,7 +173,7 @@ unsafe fn next_answer(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
         if left >= STATUS_LINE && outstanding == 1 && !pipelined && (status >= 200 || status == 101)
         {
             let scan = Scan {
-                skb: packet.skb,
+                source: packet.skb.cast(),
                 flow,
                 window: core::ptr::null_mut(),
                 slot,
@@ -257,13 +257,13 @@ unsafe fn run(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, _len: u
         };
         let window = &raw mut (*scratch).window;
         let mut scan = Scan {
-            skb: packet.skb,
+            source: packet.skb.cast(),
             flow,
             window,
             slot,
             ack: 0,
         };
-        scan.responses(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
+        scan.responses::<false>(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
         return_scratch(bit);
         let at = get!(flow.tx.phase);
         if at == phase::SEARCH {
@@ -327,8 +327,11 @@ pub unsafe fn complete(scan: &Scan, status: u32, now: u64) -> u32 {
 }
 
 /// Counts the answer to a request that began at `begun`.
+///
+/// # Safety
+/// The slot was just checked.
 #[inline(always)]
-unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
+pub unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         class(slot, status);

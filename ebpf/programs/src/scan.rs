@@ -1,8 +1,9 @@
-//! Drives the framing machine over a packet's payload, a window at a time, and hands on what it finds. The
-//! number of turns is bounded; what they do not reach counts as lost.
+//! Drives the framing machine over a packet's payload, or over plain text in a process' memory, a window at a time, and
+//! hands on what it finds. The number of turns is bounded; what they do not reach counts as lost.
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user, bpf_skb_load_bytes};
 use ebpf_scaler_common::flow::{Flow, rx_flag};
 use ebpf_scaler_common::http1::{Machine, Next, Window, event, phase, prepare, step};
 use ebpf_scaler_common::record::{Stat, TOTAL_STEPS};
@@ -36,7 +37,8 @@ fn turns() -> u32 {
 /// What a turn needs; lives on the stack.
 #[repr(C)]
 pub struct Scan {
-    pub skb: *mut __sk_buff,
+    /// The packet; in a process' memory, what offset 0 is the address of.
+    pub source: *mut c_void,
     pub flow: *mut Flow,
     pub window: *mut Window,
     pub slot: Slot,
@@ -45,31 +47,41 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Frames requests in the packet from `offset` on.
+    /// Frames requests in the packet (`USER`: in the memory of the current process) from `offset` on.
     ///
     /// # Safety
     /// The pointers are valid, the flow's `rx` and the window ours.
     #[inline(always)]
-    pub unsafe fn requests(&mut self, now: u64, offset: u32, end: u32) {
+    pub unsafe fn requests<const USER: bool>(&mut self, now: u64, offset: u32, end: u32) {
         // SAFETY: the caller's promise.
         unsafe {
             self.begin(now, offset, end);
-            bpf_loop(turns(), request_turn as *mut _, (&raw mut *self).cast(), 0);
+            bpf_loop(
+                turns(),
+                request_turn::<USER> as *mut _,
+                (&raw mut *self).cast(),
+                0,
+            );
             let m = &raw mut (*self.flow).rx;
             self.finish(m);
         }
     }
 
-    /// Frames responses in the packet from `offset` on.
+    /// Frames responses in the packet (`USER`: in the memory of the current process) from `offset` on.
     ///
     /// # Safety
     /// The pointers are valid, the flow's `tx` and the window ours.
     #[inline(always)]
-    pub unsafe fn responses(&mut self, now: u64, offset: u32, end: u32) {
+    pub unsafe fn responses<const USER: bool>(&mut self, now: u64, offset: u32, end: u32) {
         // SAFETY: the caller's promise.
         unsafe {
             self.begin(now, offset, end);
-            bpf_loop(turns(), response_turn as *mut _, (&raw mut *self).cast(), 0);
+            bpf_loop(
+                turns(),
+                response_turn::<USER> as *mut _,
+                (&raw mut *self).cast(),
+                0,
+            );
             let m = &raw mut (*self.flow).tx;
             self.finish(m);
         }
@@ -111,8 +123,8 @@ impl Scan {
 
 /// Loads if need be, then steps until something is found: the event, or None when there is nothing more to do.
 #[inline(always)]
-unsafe fn turn<const RESPONSE: bool>(
-    skb: *mut __sk_buff,
+unsafe fn turn<const RESPONSE: bool, const USER: bool>(
+    source: *mut c_void,
     m: *mut Machine,
     w: *mut Window,
 ) -> Option<u32> {
@@ -127,8 +139,18 @@ unsafe fn turn<const RESPONSE: bool>(
             }
             Next::Load(n) => {
                 let bytes = (&raw mut (*w).bytes).cast();
-                if bpf_skb_load_bytes(skb.cast(), get!(w.base), bytes, one_to_256(n)) != 0 {
-                    count(Stat::LoadFailed);
+                let (base, n) = (get!(w.base), one_to_256(n));
+                let failed = if USER {
+                    bpf_probe_read_user(bytes, n, source.byte_add(base as usize))
+                } else {
+                    bpf_skb_load_bytes(source, base, bytes, n)
+                };
+                if failed != 0 {
+                    count(if USER {
+                        Stat::TlsLoadFailed
+                    } else {
+                        Stat::LoadFailed
+                    });
                     set!(m.phase, phase::SEARCH);
                     return None;
                 }
@@ -157,16 +179,16 @@ pub fn one_to_256(n: u32) -> u32 {
     n as u32 + 1
 }
 
-unsafe extern "C" fn request_turn(_: u64, scan: *mut Scan) -> i64 {
+unsafe extern "C" fn request_turn<const USER: bool>(_: u64, scan: *mut Scan) -> i64 {
     // SAFETY: bpf_loop passes what we gave it.
     unsafe {
-        let (skb, flow, w) = ((*scan).skb, (*scan).flow, (*scan).window);
+        let (source, flow, w) = ((*scan).source, (*scan).flow, (*scan).window);
         let m = &raw mut (*flow).rx;
-        match turn::<false>(skb, m, w) {
+        match turn::<false, USER>(source, m, w) {
             None => return 1,
             Some(event::REQUEST) => requests::complete(&*scan),
             Some(event::HTTP2) => {
-                count(Stat::Http2);
+                count(if USER { Stat::TlsHttp2 } else { Stat::Http2 });
                 set!(flow.rx_flags, get!(flow.rx_flags) | rx_flag::HTTP2);
             }
             _ => {}
@@ -175,12 +197,12 @@ unsafe extern "C" fn request_turn(_: u64, scan: *mut Scan) -> i64 {
     0
 }
 
-unsafe extern "C" fn response_turn(_: u64, scan: *mut Scan) -> i64 {
+unsafe extern "C" fn response_turn<const USER: bool>(_: u64, scan: *mut Scan) -> i64 {
     // SAFETY: bpf_loop passes what we gave it.
     unsafe {
-        let (skb, flow, w) = ((*scan).skb, (*scan).flow, (*scan).window);
+        let (source, flow, w) = ((*scan).source, (*scan).flow, (*scan).window);
         let m = &raw mut (*flow).tx;
-        match turn::<true>(skb, m, w) {
+        match turn::<true, USER>(source, m, w) {
             None => return 1,
             Some(event::STATUS) => {
                 let flags = responses::complete(&*scan, get!(m.status), get!(m.begun));

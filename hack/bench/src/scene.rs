@@ -72,6 +72,7 @@ fn load(site: &Site) -> anyhow::Result<Probes> {
         cgroup: site.kubepods().to_owned(),
         excluded_ports: Vec::new(),
         max_pods: MAX_PODS,
+        tls: false,
     })?)
 }
 

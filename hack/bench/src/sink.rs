@@ -113,6 +113,7 @@ impl Collector for Replica {
             divide: Vec::new(),
             families: self.families.clone(),
             ttl_seconds: DEMAND_SECONDS,
+            tls_pods: Vec::new(),
         };
         let _ = sender.try_send(Ok(want));
         let pods = Arc::clone(&self.pods);

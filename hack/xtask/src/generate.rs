@@ -132,7 +132,7 @@ fn metrics() -> String {
 }
 
 /// What the agent adds to the programs' statistics; a kernel test compares the page with what is really served.
-const OF_USER_SPACE: [(&str, &str); 7] = [
+const OF_USER_SPACE: [(&str, &str); 14] = [
     (
         "live_socket_storages",
         "TCP sockets that have state now, at most 65,536 (a gauge)",
@@ -157,6 +157,34 @@ const OF_USER_SPACE: [(&str, &str); 7] = [
     (
         "quarantine_forgotten_requests",
         "Requests of those, which are in no pod's count",
+    ),
+    (
+        "live_tls_libraries",
+        "Files with TLS functions that are probed now, at most 128 (a gauge)",
+    ),
+    (
+        "live_tls_probes",
+        "Uprobes that are attached to them (a gauge)",
+    ),
+    (
+        "live_tls_sessions",
+        "TLS sessions that are followed, looked at each 10 s, at most 16,384 (a gauge)",
+    ),
+    (
+        "tls_libraries_capped",
+        "Times that a file with TLS functions was not probed because as many as allowed are",
+    ),
+    (
+        "tls_sessions_cleared",
+        "TLS sessions that their process left behind when it ended; their requests in flight count as aborted",
+    ),
+    (
+        "tls_sessions_evicted",
+        "TLS sessions longest idle that were given up for new ones; found again with their next request",
+    ),
+    (
+        "tls_without_symbols",
+        "Files that are TLS libraries by their name, in which no functions to probe were found",
     ),
 ];
 

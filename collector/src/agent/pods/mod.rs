@@ -84,6 +84,8 @@ pub struct Pods {
     divided: Option<Instant>,
     next_epoch: u64,
     facts: Facts,
+    /// UIDs of the pods whose requests inside TLS are counted.
+    tls: BTreeSet<String>,
     /// When preemptors were last ranked.
     ranked: Option<Instant>,
 }
@@ -108,6 +110,7 @@ impl Pods {
             divided: None,
             next_epoch: first_epoch,
             facts: Facts::default(),
+            tls: BTreeSet::new(),
             ranked: None,
         }
     }
@@ -230,6 +233,16 @@ impl Pods {
         }
     }
 
+    /// Of these pods requests inside TLS are counted from now on, and of no others.
+    pub fn count_tls(&mut self, kernel: &mut dyn Kernel, uids: BTreeSet<String>) {
+        self.tls = uids;
+        for (uid, pod) in &self.pods {
+            for slot in pod.slots() {
+                kernel.count_tls(slot, self.tls.contains(&**uid));
+            }
+        }
+    }
+
     /// CPU throttling of a pod so far, which comes from elsewhere than the programs.
     pub fn throttled(&mut self, uid: &Arc<str>, micros: u64) {
         if let Some(pod) = self.pods.get_mut(uid) {
@@ -347,6 +360,9 @@ impl Pods {
         }
         match pod.slot {
             Some(slot) => {
+                if self.tls.contains(&**uid) {
+                    kernel.count_tls(slot, true);
+                }
                 self.by_slot.insert(slot, uid.clone());
                 self.unmeasured.remove(uid);
             }

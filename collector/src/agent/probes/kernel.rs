@@ -14,6 +14,7 @@ use ebpf_scaler_common::record::{
 };
 
 use super::memory::Shared;
+use super::tls::{self, Tls};
 use super::{Options, ProbeError, btf, release};
 
 /// The object's bytes, aligned as its reader needs them.
@@ -45,6 +46,7 @@ pub struct Kernel {
     run_queue_links: Vec<(&'static str, aya::programs::tp_btf::BtfTracePointLinkId)>,
     /// Why sockets that go are not noticed, if so.
     pub no_destroy: Option<String>,
+    tls: Tls,
     /// The maps.
     pub maps: Maps,
 }
@@ -80,7 +82,7 @@ const FEWEST_STEPS: u32 = STEPS / 6;
 /// On older kernels the first is not even tried: to be refused takes a second or two there.
 const ALL_STEPS_SINCE: (u32, u32) = (6, 2);
 /// How the acts begin that the verifier can refuse.
-const LOAD_PROGRAM: &str = "load the program";
+pub const LOAD_PROGRAM: &str = "load the program";
 /// What is kept of a verifier's log: its end tells why.
 const LOG_LINES: usize = 6;
 
@@ -146,7 +148,11 @@ impl Kernel {
         let slots = options.max_pods + PARTS + QUARANTINE;
         // Since Linux 6.18. Without it, waits because of a CPU limit are told by who ran meanwhile, like others.
         let throttled = btf::offset("task_struct", "throttled");
-        let mut ebpf = load_object(log, slots, steps, throttled)?;
+        let mut ebpf = load_object(options.tls, log, slots, steps, throttled)?;
+        let tls = Tls::new(
+            take(&mut ebpf, "TLS_SESSIONS")?,
+            take(&mut ebpf, "TLS_HTTP2S")?,
+        );
         let maps = Maps::take(&mut ebpf, slots, options)?;
         let btf = Btf::from_sys_fs().map_err(|e| format!("the kernel's BTF can not be read: {e}"));
         let mut kernel = Kernel {
@@ -156,6 +162,7 @@ impl Kernel {
             throttled,
             run_queue_links: Vec::new(),
             no_destroy: None,
+            tls,
             maps,
         };
         kernel.set_ancestor(&options.cgroup, &directory)?;
@@ -231,10 +238,25 @@ impl Kernel {
     /// own. None if it is not refused then.
     fn refusal(&self, name: &str) -> Option<String> {
         let btf = self.btf.as_ref().ok()?;
-        let log = VerifierLogLevel::DEBUG;
-        let slots = QUARANTINE + PARTS + 1;
-        let mut ebpf = load_object(log, slots, FEWEST_STEPS, self.throttled).ok()?;
+        let mut ebpf = self.object_with_log()?;
         load_trace_point(&mut ebpf, btf, name).err()
+    }
+
+    /// The object once more, on the smallest maps, whose refusals come with the verifier's log.
+    fn object_with_log(&self) -> Option<Ebpf> {
+        let (log, slots) = (VerifierLogLevel::DEBUG, QUARANTINE + PARTS + 1);
+        load_object(false, log, slots, FEWEST_STEPS, self.throttled).ok()
+    }
+
+    /// Loads the programs of TLS libraries without attaching them; if that fails it says why, as for the run queue's.
+    pub fn load_tls(&mut self) -> Result<(), String> {
+        let Err(reason) = self.tls.load(&mut self.ebpf) else {
+            return Ok(());
+        };
+        let said = self.object_with_log();
+        Err(said
+            .and_then(|mut ebpf| tls::load(&mut ebpf).err())
+            .unwrap_or(reason))
     }
 
     /// Loads the run queue's programs without attaching them, to know early whether they can be had.
@@ -287,6 +309,16 @@ impl Kernel {
     pub fn run_queue_attached(&self) -> bool {
         !self.run_queue_links.is_empty()
     }
+
+    /// The uprobes, the object that their programs are in, and the slots that they count in.
+    pub fn tls(&mut self) -> (&mut Tls, &mut Ebpf, &Shared<SlotRecord>) {
+        (&mut self.tls, &mut self.ebpf, &self.maps.slots)
+    }
+
+    /// What became of the uprobes.
+    pub fn tls_statistics(&self) -> &Tls {
+        &self.tls
+    }
 }
 
 fn trace_point<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, String> {
@@ -314,12 +346,20 @@ fn monotonic_nanos() -> u64 {
 }
 
 fn load_object(
+    tls: bool,
     log: VerifierLogLevel,
     slots: u32,
     steps: u32,
     throttled: Option<u64>,
 ) -> Result<Ebpf, ProbeError> {
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    if !tls {
+        // What is never used takes no room.
+        for map in ["TLS_SESSIONS", "TLS_HTTP2S", "TLS_CALLS", "TLS_WINDOWS"] {
+            loader.map_max_entries(map, 1);
+        }
+    }
+    loader
         .verifier_log_level(log)
         .override_global("TASK_THROTTLED", &throttled.unwrap_or(0), true)
         .allow_unsupported_maps()

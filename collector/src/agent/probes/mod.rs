@@ -10,6 +10,7 @@ mod pool;
 mod reading;
 mod release;
 mod statistics;
+mod tls;
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem::offset_of;
@@ -48,6 +49,8 @@ pub struct Options {
     pub excluded_ports: Vec<u16>,
     /// How many slots, thus pods, can be measured at once.
     pub max_pods: u32,
+    /// Whether requests inside TLS may be counted, by uprobes.
+    pub tls: bool,
 }
 
 /// Why the programs can not measure.
@@ -104,6 +107,11 @@ impl Probes {
             let reason = release::too_old(RUN_QUEUE_FLOOR).unwrap_or(reason);
             degraded.push((Family::RunQueue, reason));
         }
+        if options.tls
+            && let Err(reason) = kernel.load_tls()
+        {
+            degraded.push((Family::Tls, reason));
+        }
         if let Some(reason) = &kernel.no_destroy {
             let reason = format!("requests cut off by their connection stay in flight: {reason}");
             degraded.push((Family::Requests, reason));
@@ -154,6 +162,10 @@ impl Probes {
 
     /// Attaches and detaches what is optional (the run queue) to follow demand; returns what failed.
     pub fn set_wanted(&mut self, families: &BTreeSet<Family>) -> Vec<(Family, String)> {
+        if !families.contains(&Family::Tls) {
+            let (tls, ebpf, slots) = self.kernel.tls();
+            tls.detach_all(ebpf, slots);
+        }
         if !families.contains(&Family::RunQueue) {
             self.kernel.detach_run_queue();
             return Vec::new();
@@ -169,6 +181,9 @@ impl Probes {
         let mut active = BTreeSet::from([Family::Requests, Family::Network]);
         if self.kernel.run_queue_attached() {
             active.insert(Family::RunQueue);
+        }
+        if self.kernel.tls_statistics().attached() {
+            active.insert(Family::Tls);
         }
         active
     }

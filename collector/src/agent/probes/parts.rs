@@ -13,13 +13,16 @@ const REST: Duration = Duration::from_millis(2);
 
 impl Probes {
     /// A zeroed slot for a part of the pod in `pod`; None when all are taken. Assigned to cgroups it counts as any
-    /// other, but waits behind other parts of the pod are waits behind the pod itself.
+    /// other, but waits behind other parts of the pod are waits behind the pod itself. What is wanted of the pod is wanted
+    /// of it, too.
     pub fn allocate_part(&mut self, pod: Slot) -> Option<Slot> {
         let part = self.pool.take_part()?;
         self.open(part);
         let offset = offset_of!(SlotRecord, pod);
         let slots = &self.kernel.maps.slots;
         slots.store(part.index, offset, pod.to_ref());
+        let offset = offset_of!(SlotRecord, wanted);
+        slots.store(part.index, offset, slots.word(pod.index, offset));
         Some(part)
     }
 

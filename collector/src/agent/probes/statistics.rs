@@ -49,7 +49,10 @@ impl Probes {
             ("quarantine_forgotten_requests", self.forgotten_requests),
         ];
         Statistics {
-            values: of_kernel.chain(ours).collect(),
+            values: of_kernel
+                .chain(ours)
+                .chain(self.kernel.tls_statistics().statistics())
+                .collect(),
             programs: self.costs(),
         }
     }

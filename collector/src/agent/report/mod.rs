@@ -37,6 +37,8 @@ pub struct Wanted {
     pub families: Vec<Family>,
     /// Parts of pods, by UID.
     pub divide: HashMap<String, Division>,
+    /// UIDs of the pods whose requests inside TLS are to be counted.
+    pub tls_pods: Vec<String>,
     /// For how long.
     pub ttl: Duration,
 }

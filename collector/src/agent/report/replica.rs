@@ -214,6 +214,7 @@ fn want_of(replica: SocketAddr, wanted: &mpsc::Sender<Wanted>, want: &Want) {
             .map(sample::division)
             .take(MAX_DIVISIONS)
             .collect(),
+        tls_pods: want.tls_pods.clone(),
         ttl: Duration::from_secs(want.ttl_seconds.into()),
     });
     if wanted.is_err() {

@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Programs whose tests share out a processor's time and look at who got it: they run one at a time, after the others.
 const ALONE: &str = "kernel_causes kernel_cost kernel_runqueue kernel_waits";
 /// What the tests call, beside busybox. The shell is not busybox's, which takes its own `ip` before any other.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 14] = [
     "sh",
     "ip",
     "iptables",
@@ -44,6 +44,8 @@ const PROGRAMS: [&str; 12] = [
     "redis-server",
     "redis-benchmark",
     "setpriv",
+    "openssl",
+    "curl",
 ];
 /// PostgreSQL refuses to run as root.
 const USERS: &[u8] =
