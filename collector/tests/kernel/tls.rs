@@ -138,7 +138,8 @@ pub fn nginx_config(files: &Path, port: u16) -> PathBuf {
          http {{ access_log off; sendfile on; keepalive_requests 100000000;
                  client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;
                  server {{ listen {SERVER}:{port} ssl http2; ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem;
-                           location / {{ root {0}; }} location /hello {{ return 200 hello; }} location /no {{ return 503; }} }} }}",
+                           location / {{ root {0}; }} location /hello {{ return 200 hello; }} location /no {{ return 503; }}
+                           location /status {{ stub_status; }} }} }}",
         files.display()
     );
     let path = files.join("nginx.conf");

@@ -32,7 +32,7 @@ use crate::{frames, text};
 /// How deep the cgroup above all pods can lie.
 const MAX_DEPTH: i32 = 12;
 /// More than any call hands over; longer lengths are not believed.
-const MAX_LENGTH: u64 = 1 << 30;
+const MAX_LENGTH: i64 = 1 << 30;
 const NOEXIST: u64 = 1;
 
 /// State per session; user space removes what no SSL_free ends.
@@ -84,14 +84,7 @@ pub fn tls_write(ctx: RetProbeContext) -> u32 {
 /// SSL_set_accept_state: a server's session begins, perhaps where another's was.
 #[uprobe]
 pub fn tls_accept(ctx: ProbeContext) -> u32 {
-    let key = key_of(ctx.arg(0).unwrap_or(0));
-    forget(&key);
-    if let Some(slot_ref) = mine()
-        && let Some(session) = make(&key, slot_ref)
-    {
-        // SAFETY: the map's element.
-        unsafe { set!(session.flow.rx.phase, phase::START) };
-    }
+    accepted(&key_of(ctx.arg(0).unwrap_or(0)));
     0
 }
 
@@ -102,8 +95,21 @@ pub fn tls_free(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// A server's session begins.
 #[inline(always)]
-fn key_of(ssl: u64) -> SessionKey {
+pub fn accepted(key: &SessionKey) {
+    forget(key);
+    if let Some(slot_ref) = mine()
+        && let Some(session) = make(key, slot_ref)
+    {
+        // SAFETY: the map's element.
+        unsafe { set!(session.flow.rx.phase, phase::START) };
+    }
+}
+
+/// What is at that address in the current process.
+#[inline(always)]
+pub fn key_of(ssl: u64) -> SessionKey {
     // SAFETY: a helper call.
     let process = unsafe { bpf_get_current_pid_tgid() } >> 32;
     SessionKey { process, ssl }
@@ -129,22 +135,35 @@ fn begin(ctx: &ProbeContext, length_at: u64) {
 /// The plain text is there: read, or handed over to be sent.
 #[inline(always)]
 unsafe fn end<const WRITE: bool>(ctx: &RetProbeContext) -> Option<()> {
-    // SAFETY: helper calls, and the maps' elements. The call is removed, so a second probe of the same place finds none.
+    // SAFETY: helper calls, and the map's element. The call is removed, so a second probe of the same place finds none.
     unsafe {
         let task = bpf_get_current_pid_tgid();
-        let call = TLS_CALLS.get_ptr(task)?;
-        let (ssl, buffer, length_at, begun) = (
-            get!(call.ssl),
-            get!(call.buffer),
-            get!(call.length_at),
-            get!(call.begun),
-        );
-        let _ = TLS_CALLS.remove(task);
-        let length = length(ctx, length_at)?;
-        let key = SessionKey {
-            process: task >> 32,
-            ssl,
+        let found = TLS_CALLS.get_ptr(task)?;
+        let call = Call {
+            ssl: get!(found.ssl),
+            buffer: get!(found.buffer),
+            length_at: get!(found.length_at),
+            begun: get!(found.begun),
         };
+        let _ = TLS_CALLS.remove(task);
+        let length = length(ctx, call.length_at)?;
+        finish::<WRITE>(task >> 32, &call, length)
+    }
+}
+
+/// Counts what a call has moved.
+///
+/// # Safety
+/// No other call of the session that moves plain text the same way is under way.
+#[inline(always)]
+pub unsafe fn finish<const WRITE: bool>(process: u64, call: &Call, length: u32) -> Option<()> {
+    let (buffer, begun) = (call.buffer, call.begun);
+    let key = SessionKey {
+        process,
+        ssl: call.ssl,
+    };
+    // SAFETY: helper calls, and the maps' elements.
+    unsafe {
         let session = match TLS_SESSIONS.get_ptr_mut(&key) {
             Some(session) => session,
             // An older one is worth its state when it is asked something.
@@ -193,12 +212,18 @@ fn length(ctx: &RetProbeContext, length_at: u64) -> Option<u32> {
             return None;
         }
     }
-    (length != 0 && length < MAX_LENGTH).then_some(length as u32)
+    moved(length as i64)
+}
+
+/// A length that can be believed.
+#[inline(always)]
+pub fn moved(length: i64) -> Option<u32> {
+    (length > 0 && length < MAX_LENGTH).then_some(length as u32)
 }
 
 /// The slot of the current task, if requests inside TLS are wanted of it.
 #[inline(always)]
-fn mine() -> Option<u64> {
+pub fn mine() -> Option<u64> {
     let control = control()?;
     // SAFETY: helper calls, and the maps' elements.
     unsafe {
@@ -307,7 +332,7 @@ unsafe fn slot(key: &SessionKey, session: *mut Session) -> Option<Slot> {
 
 /// A session goes: requests without an answer will not get one.
 #[inline(always)]
-fn forget(key: &SessionKey) {
+pub fn forget(key: &SessionKey) {
     let Some(session) = TLS_SESSIONS.get_ptr_mut(key) else {
         return;
     };

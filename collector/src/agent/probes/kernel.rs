@@ -248,15 +248,19 @@ impl Kernel {
         load_object(false, log, slots, FEWEST_STEPS, self.throttled).ok()
     }
 
-    /// Loads the programs of TLS libraries without attaching them; if that fails it says why, as for the run queue's.
+    /// Loads the programs of TLS libraries without attaching them; if that fails it says why, as for the run queue's,
+    /// and everything else goes on.
     pub fn load_tls(&mut self) -> Result<(), String> {
-        let Err(reason) = self.tls.load(&mut self.ebpf) else {
-            return Ok(());
-        };
-        let said = self.object_with_log();
-        Err(said
-            .and_then(|mut ebpf| tls::load(&mut ebpf).err())
-            .unwrap_or(reason))
+        if let Some(known) = self.tls.loaded() {
+            return known.clone();
+        }
+        let loaded = tls::load(&mut self.ebpf).map_err(|reason| {
+            let mut with_log = self.object_with_log();
+            let said = with_log.as_mut().and_then(|ebpf| tls::load(ebpf).err());
+            said.unwrap_or(reason)
+        });
+        self.tls.set_loaded(loaded.clone());
+        loaded
     }
 
     /// Loads the run queue's programs without attaching them, to know early whether they can be had.

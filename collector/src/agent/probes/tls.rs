@@ -79,7 +79,8 @@ fn programs(of: Function) -> &'static [&'static str] {
 pub struct Tls {
     sessions: Sessions<SESSION_WORDS>,
     http2: Sessions<HTTP2_WORDS>,
-    loaded: bool,
+    /// Whether the programs are in the kernel, or why not: asked once, for a refusal takes seconds.
+    loaded: Option<Result<(), String>>,
     links: BTreeMap<FileId, Vec<(&'static str, UProbeLinkId)>>,
     live_sessions: u64,
     capped: u64,
@@ -101,7 +102,7 @@ impl Tls {
         Tls {
             sessions,
             http2,
-            loaded: false,
+            loaded: None,
             links: BTreeMap::new(),
             live_sessions: 0,
             capped: 0,
@@ -110,16 +111,18 @@ impl Tls {
         }
     }
 
-    /// Loads the programs, to know early whether they can be had.
-    pub fn load(&mut self, ebpf: &mut Ebpf) -> Result<(), String> {
-        if !self.loaded {
-            load(ebpf)?;
-            self.loaded = true;
-        }
-        Ok(())
+    /// What became of loading the programs, if that was tried.
+    pub fn loaded(&self) -> Option<&Result<(), String>> {
+        self.loaded.as_ref()
     }
 
-    /// Probes a library's functions, all or none. Once is enough, also of a file that has several paths.
+    /// Remembers that.
+    pub fn set_loaded(&mut self, loaded: Result<(), String>) {
+        self.loaded = Some(loaded);
+    }
+
+    /// Probes a library's functions, all or none, by programs that are loaded. Once is enough, also of a file that has
+    /// several paths.
     pub fn attach(&mut self, ebpf: &mut Ebpf, library: &Library) -> Result<(), String> {
         if self.links.contains_key(&library.id) {
             return Ok(());
@@ -128,7 +131,6 @@ impl Tls {
             self.capped += 1;
             return Err(format!("{MAX_LIBRARIES} other files are probed already"));
         }
-        self.load(ebpf)?;
         // The very file that was looked into, whatever its path leads to by now.
         let path = format!("/proc/self/fd/{}", library.file.as_raw_fd());
         let mut links = Vec::new();
@@ -275,6 +277,7 @@ pub fn load(ebpf: &mut Ebpf) -> Result<(), String> {
 impl Probes {
     /// Counts requests inside TLS that pass through this library, of the pods that [`Probes::count_tls`] names.
     pub fn probe(&mut self, library: &Library) -> Result<(), String> {
+        self.kernel.load_tls()?;
         let (tls, ebpf, _) = self.kernel.tls();
         tls.attach(ebpf, library)
     }
