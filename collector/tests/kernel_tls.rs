@@ -12,22 +12,10 @@ mod kernel;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use kernel::tls::{Client, Process, Scene, wrk};
+use kernel::tls::{Client, Process, Scene, curl, wrk};
 use kernel::{SERVER, eventually};
 
 const PORT: u16 = 443;
-
-fn curl(arguments: &[&str]) -> String {
-    let mut command = Command::new("curl");
-    let output = command
-        .args(["--silent", "--show-error", "--insecure", "--max-time", "20"])
-        .args(arguments)
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {told}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// How many requests nginx itself has read, once it has no connection but the one that asks. Its clients leave off in
 /// the middle, and what they have sent it reads after they are gone.

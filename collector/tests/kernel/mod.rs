@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod capabilities;
 pub mod databases;
+pub mod go;
 pub mod http;
 pub mod http2;
 pub mod limit;

@@ -210,6 +210,19 @@ impl Drop for Client {
     }
 }
 
+/// What curl is answered, whatever the certificate.
+pub fn curl(arguments: &[&str]) -> String {
+    let mut command = Command::new("curl");
+    let output = command
+        .args(["--silent", "--show-error", "--insecure", "--max-time", "20"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {told}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// What wrk says that it completed.
 pub fn wrk(connections: u32, seconds: u32, header: &str, url: &str) -> u64 {
     wrk_by(Command::new("wrk"), connections, seconds, header, url)

@@ -27,6 +27,7 @@ mod scan;
 mod slots;
 mod text;
 mod tls;
+mod tls_go;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -14,7 +14,7 @@ use ebpf_scaler_common::record::{
 };
 
 use super::memory::Shared;
-use super::tls::{self, Tls};
+use super::tls::{self, Kind, Tls};
 use super::{Options, ProbeError, btf, release};
 
 /// The object's bytes, aligned as its reader needs them.
@@ -250,16 +250,16 @@ impl Kernel {
 
     /// Loads the programs of TLS libraries without attaching them; if that fails it says why, as for the run queue's,
     /// and everything else goes on.
-    pub fn load_tls(&mut self) -> Result<(), String> {
-        if let Some(known) = self.tls.loaded() {
+    pub fn load_tls(&mut self, kind: Kind) -> Result<(), String> {
+        if let Some(known) = self.tls.loaded(kind) {
             return known.clone();
         }
-        let loaded = tls::load(&mut self.ebpf).map_err(|reason| {
+        let loaded = tls::load(&mut self.ebpf, kind).map_err(|reason| {
             let mut with_log = self.object_with_log();
-            let said = with_log.as_mut().and_then(|ebpf| tls::load(ebpf).err());
+            let said = with_log.as_mut().and_then(|e| tls::load(e, kind).err());
             said.unwrap_or(reason)
         });
-        self.tls.set_loaded(loaded.clone());
+        *self.tls.loaded(kind) = Some(loaded.clone());
         loaded
     }
 
@@ -359,7 +359,13 @@ fn load_object(
     let mut loader = EbpfLoader::new();
     if !tls {
         // What is never used takes no room.
-        for map in ["TLS_SESSIONS", "TLS_HTTP2S", "TLS_CALLS", "TLS_WINDOWS"] {
+        for map in [
+            "TLS_SESSIONS",
+            "TLS_HTTP2S",
+            "TLS_CALLS",
+            "TLS_GO_CALLS",
+            "TLS_WINDOWS",
+        ] {
             loader.map_max_entries(map, 1);
         }
     }

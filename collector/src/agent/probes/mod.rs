@@ -107,10 +107,12 @@ impl Probes {
             let reason = release::too_old(RUN_QUEUE_FLOOR).unwrap_or(reason);
             degraded.push((Family::RunQueue, reason));
         }
-        if options.tls
-            && let Err(reason) = kernel.load_tls()
-        {
-            degraded.push((Family::Tls, reason));
+        if options.tls {
+            if let Err(reason) = kernel.load_tls(tls::Kind::OpenSsl) {
+                degraded.push((Family::Tls, reason));
+            }
+            // That these can not be had is said when a Go program is to be probed.
+            let _ = kernel.load_tls(tls::Kind::Go);
         }
         if let Some(reason) = &kernel.no_destroy {
             let reason = format!("requests cut off by their connection stay in flight: {reason}");

@@ -22,15 +22,44 @@ use super::memory::Shared;
 use super::{Probes, Slot};
 use crate::agent::tls::{FileId, Function, Library};
 
-/// The programs.
-const PROGRAMS: [&str; 6] = [
-    "tls_call",
-    "tls_call_ex",
-    "tls_read",
-    "tls_write",
-    "tls_accept",
-    "tls_free",
-];
+/// Whose functions programs are for. Those that can not be had matter only where something runs that needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// OpenSSL and its kin
+    OpenSsl,
+    /// Go's crypto/tls
+    Go,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 2] = [Kind::OpenSsl, Kind::Go];
+
+    const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Kind::OpenSsl => &[
+                "tls_call",
+                "tls_call_ex",
+                "tls_read",
+                "tls_write",
+                "tls_accept",
+                "tls_free",
+            ],
+            Kind::Go => &[
+                "tls_go_call",
+                "tls_go_read",
+                "tls_go_write",
+                "tls_go_accept",
+                "tls_go_free",
+            ],
+        }
+    }
+
+    fn is_in(self, library: &Library) -> bool {
+        let mut programs = library.functions.iter().flat_map(|(of, _)| programs(*of));
+        programs.any(|name| self.programs().contains(name))
+    }
+}
+
 /// Files that can be probed at once: some ten descriptors each.
 pub const MAX_LIBRARIES: usize = 128;
 /// From so many sessions on the longest idle ones are given up, down to so many.
@@ -72,6 +101,11 @@ fn programs(of: Function) -> &'static [&'static str] {
         Function::WriteEx => &["tls_call_ex", "tls_write"],
         Function::Accept => &["tls_accept"],
         Function::Free => &["tls_free"],
+        Function::GoRead => &["tls_go_call"],
+        Function::GoReadReturn => &["tls_go_read"],
+        Function::GoWrite => &["tls_go_write"],
+        Function::GoAccept => &["tls_go_accept"],
+        Function::GoFree => &["tls_go_free"],
     }
 }
 
@@ -80,7 +114,7 @@ pub struct Tls {
     sessions: Sessions<SESSION_WORDS>,
     http2: Sessions<HTTP2_WORDS>,
     /// Whether the programs are in the kernel, or why not: asked once, for a refusal takes seconds.
-    loaded: Option<Result<(), String>>,
+    loaded: [Option<Result<(), String>>; Kind::ALL.len()],
     links: BTreeMap<FileId, Vec<(&'static str, UProbeLinkId)>>,
     live_sessions: u64,
     capped: u64,
@@ -102,7 +136,7 @@ impl Tls {
         Tls {
             sessions,
             http2,
-            loaded: None,
+            loaded: [const { None }; Kind::ALL.len()],
             links: BTreeMap::new(),
             live_sessions: 0,
             capped: 0,
@@ -111,14 +145,13 @@ impl Tls {
         }
     }
 
-    /// What became of loading the programs, if that was tried.
-    pub fn loaded(&self) -> Option<&Result<(), String>> {
-        self.loaded.as_ref()
-    }
-
-    /// Remembers that.
-    pub fn set_loaded(&mut self, loaded: Result<(), String>) {
-        self.loaded = Some(loaded);
+    /// What became of loading these programs, if that was tried.
+    pub fn loaded(&mut self, kind: Kind) -> &mut Option<Result<(), String>> {
+        let [openssl, go] = &mut self.loaded;
+        match kind {
+            Kind::OpenSsl => openssl,
+            Kind::Go => go,
+        }
     }
 
     /// Probes a library's functions, all or none, by programs that are loaded. Once is enough, also of a file that has
@@ -266,8 +299,8 @@ impl Tls {
 }
 
 /// Loads the programs of an object.
-pub fn load(ebpf: &mut Ebpf) -> Result<(), String> {
-    for name in PROGRAMS {
+pub fn load(ebpf: &mut Ebpf, kind: Kind) -> Result<(), String> {
+    for name in kind.programs() {
         let loaded = program(ebpf, name)?.load();
         loaded.map_err(|e| kernel::failed(format!("{LOAD_PROGRAM} {name}"), &e).to_string())?;
     }
@@ -277,7 +310,11 @@ pub fn load(ebpf: &mut Ebpf) -> Result<(), String> {
 impl Probes {
     /// Counts requests inside TLS that pass through this library, of the pods that [`Probes::count_tls`] names.
     pub fn probe(&mut self, library: &Library) -> Result<(), String> {
-        self.kernel.load_tls()?;
+        for kind in Kind::ALL {
+            if kind.is_in(library) {
+                self.kernel.load_tls(kind)?;
+            }
+        }
         let (tls, ebpf, _) = self.kernel.tls();
         tls.attach(ebpf, library)
     }

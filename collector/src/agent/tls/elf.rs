@@ -1,4 +1,4 @@
-//! Where functions lie in an ELF file, by its symbols. The files are the pods' own: nothing in them is believed, what
+//! Where functions and sections lie in an ELF file, by its headers and symbols. The files are the pods' own: nothing in them is believed, what
 //! is read is bounded, and what is doubtful is not found.
 
 use std::fs::File;
@@ -14,6 +14,7 @@ const EXECUTABLE: u32 = 1;
 const MAX_HEADERS: u64 = 4096;
 /// Names of symbols are held in memory while a file is read, symbols a piece at a time.
 const MAX_NAMES: u64 = 32 << 20;
+const MAX_SECTION_NAMES: u64 = 1 << 20;
 const MAX_SYMBOLS: u64 = 128 << 20;
 const SYMBOL: usize = 24;
 const PIECE: usize = SYMBOL * 4096;
@@ -25,60 +26,127 @@ struct Segment {
     size: u64,
 }
 
-/// The file offsets of the functions of these names, in their order; an error if the file is no ELF file of this
-/// machine's kind, or can not be read.
-pub fn functions<const N: usize>(file: &File, names: &[&[u8]; N]) -> io::Result<[Option<u64>; N]> {
-    let mut found = [None; N];
-    let header: [u8; 64] = read(file, 0)?;
-    let kind = if cfg!(target_endian = "little") { 1 } else { 2 };
-    if header[..4] != *b"\x7fELF" || header[4] != 2 || header[5] != kind {
-        return Err(malformed("not a 64-bit ELF file"));
-    }
-    let segments = segments(file, &header)?;
-    let (at, size, count) = (long(&header, 40), half(&header, 58), half(&header, 60));
-    if size < 64 || count > MAX_HEADERS {
-        return Err(malformed("its section headers are odd"));
-    }
-    let section = |index: u64| -> io::Result<[u8; 64]> { read(file, place(at, index, size)?) };
-    for index in 0..count {
-        let header = section(index)?;
-        if ![SYMBOLS, DYNAMIC_SYMBOLS].contains(&word(&header, 4)) {
-            continue;
+/// A function's code in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    pub offset: u64,
+    pub size: u64,
+}
+
+/// A section of the file, which has this address in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    pub address: u64,
+    pub offset: u64,
+    pub size: u64,
+}
+
+/// The headers of a file.
+pub struct Elf<'a> {
+    file: &'a File,
+    segments: Vec<Segment>,
+    /// Where section headers lie, the size of one, and how many there are.
+    sections: (u64, u64, u64),
+    /// The section that has the names of sections.
+    names: u64,
+}
+
+impl<'a> Elf<'a> {
+    /// An error if the file is no ELF file of this machine's kind, or can not be read.
+    pub fn read(file: &'a File) -> io::Result<Elf<'a>> {
+        let header: [u8; 64] = read(file, 0)?;
+        let kind = if cfg!(target_endian = "little") { 1 } else { 2 };
+        if header[..4] != *b"\x7fELF" || header[4] != 2 || header[5] != kind {
+            return Err(malformed("not a 64-bit ELF file"));
         }
-        let linked = u64::from(word(&header, 40));
-        if linked >= count {
-            return Err(malformed("its symbols have no names"));
+        let segments = segments(file, &header)?;
+        let sections = (long(&header, 40), half(&header, 58), half(&header, 60));
+        if sections.1 < 64 || sections.2 > MAX_HEADERS {
+            return Err(malformed("its section headers are odd"));
         }
-        let text = section(linked)?;
-        let (names_at, names_size) = (long(&text, 24), long(&text, 32));
-        let (symbols_at, symbols_size) = (long(&header, 24), long(&header, 32));
-        if names_size > MAX_NAMES || symbols_size > MAX_SYMBOLS {
-            return Err(malformed("its symbol table is too large"));
-        }
-        let mut all_names = vec![0; usize::try_from(names_size).unwrap_or_default()];
-        file.read_exact_at(&mut all_names, names_at)?;
-        let symbols = Symbols {
+        Ok(Elf {
             file,
-            at: symbols_at,
-            size: symbols_size,
-        };
-        symbols.each(|symbol| {
-            let (address, section) = (long(symbol, 8), half(symbol, 6));
-            if symbol[4] & 0xf != FUNCTION || section == 0 || address == 0 {
-                return;
-            }
-            let name = name_at(&all_names, word(symbol, 0) as usize);
-            if let Some(index) = names.iter().position(|wanted| *wanted == name)
-                && let Some(slot) = found.get_mut(index)
-            {
-                *slot = offset_of(&segments, address).or(*slot);
-            }
-        })?;
-        if found.iter().all(Option::is_some) {
-            break;
-        }
+            segments,
+            sections,
+            names: half(&header, 62),
+        })
     }
-    Ok(found)
+
+    fn header(&self, index: u64) -> io::Result<[u8; 64]> {
+        let (at, size, count) = self.sections;
+        if index >= count {
+            return Err(malformed("it names a section that it does not have"));
+        }
+        read(self.file, place(at, index, size)?)
+    }
+
+    /// The functions of these names, in their order.
+    pub fn functions<const N: usize>(&self, names: &[&[u8]; N]) -> io::Result<[Option<Code>; N]> {
+        let mut found = [None; N];
+        for index in 0..self.sections.2 {
+            let header = self.header(index)?;
+            if ![SYMBOLS, DYNAMIC_SYMBOLS].contains(&word(&header, 4)) {
+                continue;
+            }
+            let text = self.header(u64::from(word(&header, 40)))?;
+            let (names_at, names_size) = (long(&text, 24), long(&text, 32));
+            let (symbols_at, symbols_size) = (long(&header, 24), long(&header, 32));
+            if names_size > MAX_NAMES || symbols_size > MAX_SYMBOLS {
+                return Err(malformed("its symbol table is too large"));
+            }
+            let mut all_names = vec![0; usize::try_from(names_size).unwrap_or_default()];
+            self.file.read_exact_at(&mut all_names, names_at)?;
+            let symbols = Symbols {
+                file: self.file,
+                at: symbols_at,
+                size: symbols_size,
+            };
+            symbols.each(|symbol| {
+                let (address, section) = (long(symbol, 8), half(symbol, 6));
+                if symbol[4] & 0xf != FUNCTION || section == 0 || address == 0 {
+                    return;
+                }
+                let name = name_at(&all_names, word(symbol, 0) as usize);
+                if let Some(index) = names.iter().position(|wanted| *wanted == name)
+                    && let Some(slot) = found.get_mut(index)
+                {
+                    *slot = self.code(address, long(symbol, 16)).or(*slot);
+                }
+            })?;
+            if found.iter().all(Option::is_some) {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Code that is at this address in memory, and how long it is.
+    pub fn code(&self, address: u64, size: u64) -> Option<Code> {
+        self.segments.iter().find_map(|segment| {
+            let ahead = address.checked_sub(segment.address)?;
+            let offset = segment.offset.checked_add(ahead)?;
+            (ahead < segment.size).then_some(Code { offset, size })
+        })
+    }
+
+    /// The section of that name.
+    pub fn section(&self, name: &[u8]) -> io::Result<Option<Section>> {
+        let names = self.header(self.names)?;
+        let (names_at, names_size) = (long(&names, 24), long(&names, 32).min(MAX_SECTION_NAMES));
+        let mut all_names = vec![0; usize::try_from(names_size).unwrap_or_default()];
+        self.file.read_exact_at(&mut all_names, names_at)?;
+        for index in 0..self.sections.2 {
+            let header = self.header(index)?;
+            if name_at(&all_names, word(&header, 0) as usize) == name {
+                return Ok(Some(Section {
+                    address: long(&header, 16),
+                    offset: long(&header, 24),
+                    size: long(&header, 32),
+                }));
+            }
+        }
+        Ok(None)
+    }
 }
 
 struct Symbols<'a> {
@@ -124,16 +192,8 @@ fn segments(file: &File, header: &[u8; 64]) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// Where in the file code lies that is at this address in memory.
-fn offset_of(segments: &[Segment], address: u64) -> Option<u64> {
-    segments.iter().find_map(|segment| {
-        let ahead = address.checked_sub(segment.address)?;
-        (ahead < segment.size).then(|| segment.offset.checked_add(ahead))?
-    })
-}
-
 /// The name that begins there, without the version that a linker may have put behind it.
-fn name_at(names: &[u8], at: usize) -> &[u8] {
+pub fn name_at(names: &[u8], at: usize) -> &[u8] {
     let rest = names.get(at..).unwrap_or_default();
     let end = rest.iter().position(|byte| matches!(byte, 0 | b'@'));
     rest.get(..end.unwrap_or_default()).unwrap_or_default()
@@ -144,13 +204,13 @@ fn place(at: u64, index: u64, size: u64) -> io::Result<u64> {
         .ok_or_else(|| malformed("its headers have no end"))
 }
 
-fn read<const N: usize>(file: &File, at: u64) -> io::Result<[u8; N]> {
+pub fn read<const N: usize>(file: &File, at: u64) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     file.read_exact_at(&mut bytes, at)?;
     Ok(bytes)
 }
 
-fn malformed(what: &str) -> io::Error {
+pub fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
@@ -159,11 +219,11 @@ fn bytes<const N: usize>(of: &[u8], at: usize) -> [u8; N] {
     found.copied().unwrap_or([0; N])
 }
 
-fn long(of: &[u8], at: usize) -> u64 {
+pub fn long(of: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes(of, at))
 }
 
-fn word(of: &[u8], at: usize) -> u32 {
+pub fn word(of: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes(bytes(of, at))
 }
 
@@ -187,37 +247,41 @@ mod tests {
         std::hint::black_box(ebpf_scaler_elf_test());
         let file = File::open("/proc/self/exe").unwrap();
         let names: [&[u8]; 2] = [b"ebpf_scaler_elf_test", b"ebpf_scaler_elf_tes"];
-        let found = functions(&file, &names).unwrap();
+        let found = Elf::read(&file).unwrap().functions(&names).unwrap();
         assert_eq!(found[1], None);
         let mut in_file = [0; 8];
-        file.read_exact_at(&mut in_file, found[0].unwrap()).unwrap();
+        file.read_exact_at(&mut in_file, found[0].unwrap().offset)
+            .unwrap();
         // SAFETY: code of at least that length, which is readable.
         let in_memory = unsafe { *(ebpf_scaler_elf_test as *const [u8; 8]) };
         assert_eq!(in_file, in_memory);
     }
 
+    fn looked_for(file: &File) -> io::Result<[Option<Code>; 1]> {
+        let names: [&[u8]; 1] = [b"ebpf_scaler_elf_test"];
+        Elf::read(file)?.functions(&names)
+    }
+
     #[test]
     fn what_is_no_elf_file_or_a_part_of_one_is_refused() {
         let whole = std::fs::read("/proc/self/exe").unwrap();
-        let names: [&[u8]; 1] = [b"ebpf_scaler_elf_test"];
         for length in [0, 3, 63, 64, 100, 4096, whole.len() / 2] {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&whole[..length]).unwrap();
-            assert!(functions(&file, &names).is_err(), "{length}");
+            assert!(looked_for(&file).is_err(), "{length}");
         }
     }
 
     #[test]
     fn headers_full_of_nonsense_lead_nowhere() {
         let whole = std::fs::read("/proc/self/exe").unwrap();
-        let names: [&[u8]; 1] = [b"ebpf_scaler_elf_test"];
         // Each place of the header that says how much there is, or where.
         for (at, length) in [(32, 8), (40, 8), (54, 2), (56, 2), (58, 2), (60, 2)] {
             let mut header = whole[..64].to_vec();
             header[at..at + length].fill(0xff);
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&header).unwrap();
-            assert!(functions(&file, &names).is_err(), "{at}");
+            assert!(looked_for(&file).is_err(), "{at}");
         }
     }
 }

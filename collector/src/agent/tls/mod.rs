@@ -4,9 +4,10 @@
 
 mod elf;
 mod follow;
+mod go;
 mod processes;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use follow::{Allowed, Follower};
 pub use processes::FileId;
 
 use super::cgroup;
+use elf::Elf;
 
 /// How often new processes are looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -50,6 +52,16 @@ pub enum Function {
     Accept,
     /// `void SSL_free(SSL *)`
     Free,
+    /// `func (*tls.Conn) Read([]byte) (int, error)`
+    GoRead,
+    /// Where that returns
+    GoReadReturn,
+    /// `func (*tls.Conn) Write([]byte) (int, error)`
+    GoWrite,
+    /// `func (*tls.Conn) serverHandshake(context.Context) error`
+    GoAccept,
+    /// `func (*tls.Conn) Close() error`, and where a client's session begins
+    GoFree,
 }
 
 /// Their names in OpenSSL, BoringSSL and LibreSSL.
@@ -104,7 +116,7 @@ pub struct Found {
     pub new: Vec<Library>,
     /// Libraries that no process of these pods runs any more.
     pub gone: Vec<FileId>,
-    /// Files that are a TLS library by their name, or a Go program, in which no functions were found.
+    /// Files that are a TLS library by their name, in which no functions were found.
     pub without_symbols: u64,
     /// Why processes can not be looked at, if so.
     pub trouble: Option<&'static str>,
@@ -306,24 +318,18 @@ impl Search {
 
 /// The functions of a file, or none if plain text does not pass both ways through any of them.
 fn functions(file: &File) -> Vec<(Function, u64)> {
-    let names = FUNCTIONS.map(|(_, name)| name);
-    let Ok(offsets) = elf::functions(file, &names) else {
+    let Ok(elf) = Elf::read(file) else {
         return Vec::new();
     };
-    let found: BTreeMap<usize, u64> = offsets
-        .into_iter()
-        .enumerate()
-        .filter_map(|(index, offset)| Some((index, offset?)))
-        .collect();
-    let has = |one, other| found.contains_key(&one) || found.contains_key(&other);
-    if !has(0, 1) || !has(2, 3) {
-        return Vec::new();
+    let mut functions = go::functions(file, &elf);
+    let codes = elf.functions(&FUNCTIONS.map(|(_, name)| name));
+    let codes = codes.unwrap_or_default();
+    let has = |index: usize| matches!(codes.get(index), Some(Some(_)));
+    if (has(0) || has(1)) && (has(2) || has(3)) {
+        let found = FUNCTIONS.iter().zip(codes);
+        functions.extend(found.filter_map(|((of, _), code)| Some((*of, code?.offset))));
     }
-    FUNCTIONS
-        .iter()
-        .enumerate()
-        .filter_map(|(index, (function, _))| Some((*function, *found.get(&index)?)))
-        .collect()
+    functions
 }
 
 /// Whether a file is a TLS library by its name.

@@ -43,6 +43,15 @@ choose() {
       *"$FILTER"*) ;;
       *) continue ;;
       esac
+      case "$program::$name" in
+      kernel_tls::python_and_node* | kernel_tls::what_is_in_flight*) missing="Python or Node.js" ;;
+      kernel_tls_go::* | kernel_tls_cost::what_a_go*) missing="the Go tool chain" ;;
+      *) missing= ;;
+      esac
+      if [ -n "$missing" ]; then
+        echo "@@ passed-over $program $name: $missing is too large to bring" >/dev/console
+        continue
+      fi
       if [ -n "$reason" ] && [ "$program" != kernel_floor ]; then
         echo "@@ passed-over $program $name: $reason" >/dev/console
         continue
