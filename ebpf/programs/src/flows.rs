@@ -237,21 +237,27 @@ pub fn version(slot: Slot) -> u32 {
 pub fn slot(packet: &Packet, flow: *mut Flow) -> Option<Slot> {
     // SAFETY: the socket's storage.
     let (cached, kind) = unsafe { (get!(flow.slot), get!(flow.kind)) };
-    let slot = Slot::of(cached);
-    if let Some(slot) = slot {
-        if version(slot) >> kind::VERSION_SHIFT == kind >> kind::VERSION_SHIFT {
-            return Some(slot);
-        }
-    } else if slot_of(cached) == NO_SLOT && generation_of(cached) == generation_of(no_slot()) {
-        count(Stat::UnknownCgroup);
-        return None;
+    if let Some(slot) = Slot::of(cached)
+        && version(slot) >> kind::VERSION_SHIFT == kind >> kind::VERSION_SHIFT
+    {
+        return Some(slot);
     }
-    moved(packet, flow, cached, slot)
+    core::intrinsics::cold_path();
+    Slot::of(moved(packet, flow))
 }
 
-/// Finds the flow's slot anew; `old` is the former one if it is still the same pod's.
-#[inline(always)]
-fn moved(packet: &Packet, flow: *mut Flow, cached: u64, old: Option<Slot>) -> Option<Slot> {
+/// Finds the flow's slot anew; of [`NO_SLOT`] if there is none.
+#[inline(never)]
+fn moved(packet: &Packet, flow: *mut Flow) -> u64 {
+    // SAFETY: the socket's storage.
+    let cached = unsafe { get!(flow.slot) };
+    // The former one, if it is still the same pod's.
+    let old = Slot::of(cached);
+    let nobody = slot_of(cached) == NO_SLOT;
+    if nobody && generation_of(cached) == generation_of(no_slot()) {
+        count(Stat::UnknownCgroup);
+        return no_slot();
+    }
     // SAFETY: a helper call, and the socket's storage.
     unsafe {
         let cgroup = bpf_skb_cgroup_id(packet.skb);
@@ -263,11 +269,14 @@ fn moved(packet: &Packet, flow: *mut Flow, cached: u64, old: Option<Slot>) -> Op
                 None => {
                     count(Stat::UnknownCgroup);
                     atomic::replace(&raw mut (*flow).slot, cached, no_slot());
-                    return None;
+                    return no_slot();
                 }
             },
         };
-        let found = (found, Slot::of(found)?);
+        let Some(slot) = Slot::of(found) else {
+            return no_slot();
+        };
+        let found = (found, slot);
         let (found, slot) = narrow(found, || Some(packet.local_port()));
         if found != cached && atomic::replace(&raw mut (*flow).slot, cached, found) {
             // What is in flight here came from elsewhere.
@@ -286,7 +295,7 @@ fn moved(packet: &Packet, flow: *mut Flow, cached: u64, old: Option<Slot>) -> Op
         }
         let kind = get!(flow.kind) & ((1 << kind::VERSION_SHIFT) - 1);
         set!(flow.kind, kind | version(slot));
-        Some(slot)
+        found
     }
 }
 
@@ -294,7 +303,7 @@ fn moved(packet: &Packet, flow: *mut Flow, cached: u64, old: Option<Slot>) -> Op
 ///
 /// # Safety
 /// The flow is valid; the former connection's packets no longer find its socket.
-#[inline(always)]
+#[inline(never)]
 pub unsafe fn connected_again(packet: &Packet, flow: *mut Flow, slot: Slot) {
     // SAFETY: the caller's promise.
     unsafe {

@@ -78,6 +78,7 @@ pub fn count(stat: Stat) {
 /// Counts several at once.
 #[inline(always)]
 pub fn count_by(stat: Stat, n: u64) {
+    core::intrinsics::cold_path();
     if let Some(at) = STATISTICS.get_ptr_mut(stat as u32) {
         // SAFETY: the map's element.
         unsafe { atomic::add(at, n) };

@@ -2,6 +2,7 @@
 //!
 //! Hooks: cgroup_skb ingress and egress at the cgroup above all pods. Cost: see docs/benchmarks.md.
 
+use core::intrinsics::cold_path;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
@@ -61,34 +62,43 @@ fn packet<const INGRESS: bool>(skb: *mut __sk_buff) {
     // SAFETY: the context's socket, which is not null.
     let state = unsafe { core::ptr::read_volatile(&raw const (*packet.sk).state) };
     if state == TCP_LISTEN {
+        cold_path();
         listener::<INGRESS>(packet);
         return;
     }
     let mut flow = flows::find(packet);
-    let slot = if flow.is_null() {
-        let (found, cgroup) = of_cgroup(packet);
-        let Some((slot_ref, slot)) = found else {
-            return;
-        };
-        flow = flows::make(packet, slot_ref, slot, cgroup);
+    if flow.is_null() {
+        cold_path();
+        flow = first(packet);
         if flow.is_null() {
-            bytes(packet, slot, packet.inside());
             return;
         }
-        slot
-    } else {
-        let Some(slot) = flows::slot(packet, flow) else {
-            return;
-        };
-        slot
+    }
+    let Some(slot) = flows::slot(packet, flow) else {
+        return;
     };
     // SAFETY: the socket's storage.
     unsafe {
         if !INGRESS && packet.connects() && get!(flow.tx_next) != packet.seq {
+            cold_path();
             flows::connected_again(packet, flow, slot);
         }
         connection::<INGRESS>(packet, flow, slot);
     }
+}
+
+/// The state of a connection of which no packet was seen; null if there is none to be had, and then its bytes are counted.
+#[inline(never)]
+fn first(packet: &Packet) -> *mut Flow {
+    let (found, cgroup) = of_cgroup(packet);
+    let Some((slot_ref, slot)) = found else {
+        return core::ptr::null_mut();
+    };
+    let flow = flows::make(packet, slot_ref, slot, cgroup);
+    if flow.is_null() {
+        bytes(packet, slot, packet.inside());
+    }
+    flow
 }
 
 #[inline(always)]
@@ -104,12 +114,26 @@ unsafe fn connection<const INGRESS: bool>(packet: &Packet, flow: *mut Flow, slot
             if packet.flags & SYN != 0 && get!(sk.state) == TCP_SYN_SENT {
                 set!(flow.rx_next, packet.seq as u64);
             }
+        }
+        // Most packets on their way against the payload have none: they run through as little code as can be.
+        if packet.payload() != 0 {
+            payload::<INGRESS>(packet, flow, slot);
+        }
+    }
+    slot.touch();
+}
+
+/// Out of line, and what is rare as well: code that a packet does not need does not lie between what it needs.
+#[inline(never)]
+unsafe fn payload<const INGRESS: bool>(packet: &Packet, flow: *mut Flow, slot: Slot) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if INGRESS {
             order::segment::<false>(packet, flow, slot);
         } else {
             responses::segment(packet, flow, slot);
         }
     }
-    slot.touch();
 }
 
 /// The slot of the packet's cgroup, or of its port if that is counted apart; and that cgroup.
@@ -126,7 +150,7 @@ fn of_cgroup(packet: &Packet) -> (Option<(u64, Slot)>, u64) {
 }
 
 /// Sockets without state of ours: UDP and the rest.
-#[inline(always)]
+#[inline(never)]
 fn unconnected(packet: &Packet) {
     if let (Some((_, slot)), _) = of_cgroup(packet) {
         bytes(packet, slot, packet.inside());
@@ -159,7 +183,7 @@ fn count_bytes(packet: &Packet, slot: Slot) {
 
 /// A connection's first payload can come with the listener as its socket (TCP_DEFER_ACCEPT, a lost handshake
 /// ACK, TFO). A listener has no state of a connection: what is found waits by address until there is one.
-#[inline(always)]
+#[inline(never)]
 fn listener<const INGRESS: bool>(packet: &Packet) {
     let (Some((slot_ref, slot)), cgroup) = of_cgroup(packet) else {
         return;
