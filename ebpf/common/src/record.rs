@@ -39,8 +39,9 @@ pub struct Tally {
     pub receive_bytes: u64,
     pub receive_packets: u64,
     pub requests: u64,
-    /// Requests that came into flight here, also by moving from another slot.
-    pub begun: u64,
+    /// Requests that came into flight here without being counted here, less those that were counted and did not: what is
+    /// added for each request is one word less so. Wraps below zero.
+    pub begun_besides: u64,
     pub requests_probe: u64,
     pub requests_excluded_port: u64,
     pub requests_loopback: u64,
@@ -48,8 +49,9 @@ pub struct Tally {
     // Packets out.
     pub transmit_bytes: u64,
     pub transmit_packets: u64,
-    /// Requests of `begun` that are no longer in flight.
-    pub ended: u64,
+    /// Requests that are no longer in flight without an answer of a class from 2xx on, less such answers to requests that
+    /// are still in flight, or never were. Wraps below zero.
+    pub ended_besides: u64,
     pub request_latency_sum_micros: u64,
     /// Indexed by status / 100 - 1.
     pub responses: [u64; 5],

@@ -209,7 +209,6 @@ pub unsafe fn answers_unseen(flow: *mut Flow, slot: Slot) -> bool {
         set!(flow.inferred, inferred + 1);
         count(Stat::Inferred);
         tally!(slot, requests, 1);
-        tally!(slot, begun, 1);
         tally_protocol(slot, flags, 1);
         true
     }
@@ -467,7 +466,7 @@ unsafe fn release(flow: *mut Flow, slot: Slot) {
         set!(flow.tail, get!(flow.head));
         set!(flow.lost_tail, get!(flow.lost_head));
         if waiting != 0 {
-            tally!(slot, ended, waiting);
+            tally!(slot, ended_besides, waiting);
         }
     }
 }

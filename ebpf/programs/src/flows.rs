@@ -210,7 +210,6 @@ unsafe fn adopt(scratch: *mut Scratch, packet: &Packet, flow: *mut Flow, slot: S
         count(Stat::Adopted);
         tally!(slot, connections_opened, 1);
         tally!(slot, requests, requests);
-        tally!(slot, begun, requests);
         exchange::tally_protocol(slot, (*flow).rx_flags, requests);
         tally!(slot, requests_probe, probes);
     }
@@ -287,9 +286,9 @@ fn moved(packet: &Packet, flow: *mut Flow) -> u64 {
                     waiting += connection::in_flight(c) as u64;
                 }
             }
-            tally!(slot, begun, waiting);
+            tally!(slot, begun_besides, waiting);
             if let Some(old) = old {
-                tally!(old, ended, waiting);
+                tally!(old, ended_besides, waiting);
                 old.touch();
             }
         }
@@ -310,7 +309,7 @@ pub unsafe fn connected_again(packet: &Packet, flow: *mut Flow, slot: Slot) {
         let aborted = in_flight(flow);
         if aborted != 0 {
             tally!(slot, requests_aborted, aborted);
-            tally!(slot, ended, aborted);
+            tally!(slot, ended_besides, aborted);
         }
         tally!(slot, connections_closed, 1);
         tally!(slot, connections_opened, 1);
@@ -368,7 +367,7 @@ fn destroyed(ctx: &BtfTracePointContext) {
             ended += outstanding;
             if ended != 0 {
                 tally!(slot, requests_aborted, aborted);
-                tally!(slot, ended, ended);
+                tally!(slot, ended_besides, ended);
             }
             tally!(slot, connections_closed, 1);
             slot.touch();

@@ -268,8 +268,9 @@ unsafe fn requested(walk: *mut Walk, c: *mut Connection) {
         } else {
             tally!(slot, requests, requests);
             tally!(slot, requests_http2, requests);
-            if acts & act::BEGUN != 0 {
-                tally!(slot, begun, 1);
+            let begun = u64::from(acts & act::BEGUN != 0);
+            if begun != requests {
+                tally!(slot, begun_besides, begun.wrapping_sub(requests));
             }
             if acts & act::UNTIMED != 0 {
                 count(Stat::Http2StreamsFull);
@@ -307,14 +308,18 @@ unsafe fn answered(walk: *mut Walk, c: *mut Connection) {
         if acts & act::REQUEST != 0 {
             tally!(slot, requests, 1);
             tally!(slot, requests_http2, 1);
-            tally!(slot, begun, 1);
         }
         if acts & act::ANSWERED != 0 {
             let micros = ((*walk).now / 1000) as u32;
             latency(slot, micros.wrapping_sub(get!(c.answered_since)) as u64);
         }
         if acts & act::STATUS != 0 {
-            class(slot, get!(c.tx.first) * 100);
+            let first = get!(c.tx.first);
+            class(slot, first * 100);
+            if first >= 2 {
+                // It ends later, and is then counted as ended.
+                tally!(slot, ended_besides, u64::MAX);
+            }
         }
         end(slot, acts);
     }
@@ -328,7 +333,7 @@ unsafe fn end(slot: Slot, acts: u32) {
             count(Stat::Http2NoStatus);
         }
         if acts & act::ENDED != 0 {
-            tally!(slot, ended, 1);
+            tally!(slot, ended_besides, 1);
         }
         if acts & act::ABORTED != 0 {
             tally!(slot, requests_aborted, 1);

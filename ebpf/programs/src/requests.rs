@@ -151,7 +151,7 @@ pub unsafe fn resynchronise(flow: *mut Flow, slot: Slot) {
         };
         if aborted != 0 {
             tally!(slot, requests_aborted, aborted);
-            tally!(slot, ended, aborted);
+            tally!(slot, ended_besides, aborted);
         }
         guess(flow);
         set!(flow.rx.phase, phase::START);
@@ -259,7 +259,6 @@ unsafe fn count_request(scan: &Scan, state: u32, flags: u32, overflow: bool) {
                 tally!(slot, requests_probe, 1);
             } else {
                 tally!(slot, requests, 1);
-                tally!(slot, begun, 1);
                 if state & rx_flag::WIRE != 0 {
                     exchange::tally_protocol(slot, state, 1);
                 }

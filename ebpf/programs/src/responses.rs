@@ -203,7 +203,6 @@ unsafe fn answer_early(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32
         }
         set!(flow.answered, begun);
         tally!(slot, requests, 1);
-        tally!(slot, begun, 1);
         answered(slot, status, begun, bpf_ktime_get_ns());
     }
 }
@@ -299,8 +298,7 @@ pub unsafe fn complete(scan: &Scan, status: u32, now: u64) -> u32 {
                 count(Stat::Unmatched);
                 return 0;
             }
-            class(slot, status);
-            tally!(slot, ended, 1);
+            end(slot, status);
             return 0;
         }
         let at = (tail & (OUTSTANDING - 1)) as usize;
@@ -317,7 +315,6 @@ pub unsafe fn complete(scan: &Scan, status: u32, now: u64) -> u32 {
         } else {
             if guess {
                 tally!(slot, requests, 1);
-                tally!(slot, begun, 1);
                 exchange::tally_protocol(slot, get!(flow.rx_flags), 1);
             }
             answered(slot, status, request >> entry::SHIFT, now);
@@ -334,8 +331,7 @@ pub unsafe fn complete(scan: &Scan, status: u32, now: u64) -> u32 {
 pub unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
     // SAFETY: the caller's promise.
     unsafe {
-        class(slot, status);
-        tally!(slot, ended, 1);
+        end(slot, status);
         let begun = begun & (u64::MAX >> entry::SHIFT);
         latency(
             slot,
@@ -345,6 +341,19 @@ pub unsafe fn answered(slot: Slot, status: u32, begun: u64, now: u64) {
                 0
             },
         );
+    }
+}
+
+/// A request ends with that status.
+#[inline(always)]
+unsafe fn end(slot: Slot, status: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        class(slot, status);
+        if status < 200 {
+            // That class is of answers with which nothing ends.
+            tally!(slot, ended_besides, 1);
+        }
     }
 }
 

@@ -124,8 +124,17 @@ fn counters(word: impl Fn(usize) -> u64) -> Counters {
         };
     }
     let response = |class: usize| word(base + offset_of!(Tally, responses) + class * 8);
-    // Ended first: a request that ends in between then shows as in flight, not as less than none.
-    let ended = tally!(ended);
+    // What ended first: a request that ends in between then shows as in flight, not as less than none.
+    let ended = (1..5).fold(tally!(ended_besides), |sum, class| {
+        sum.wrapping_add(response(class))
+    });
+    let begun = tally!(requests).wrapping_add(tally!(begun_besides));
+    // Both wrap, and what was added to one and not yet to the other makes no number of requests near 2^63.
+    let in_flight = begun
+        .wrapping_sub(ended)
+        .cast_signed()
+        .max(0)
+        .cast_unsigned();
     Counters {
         requests: tally!(requests),
         responses_1xx: response(0),
@@ -135,7 +144,7 @@ fn counters(word: impl Fn(usize) -> u64) -> Counters {
         responses_5xx: response(4),
         requests_aborted: tally!(requests_aborted),
         request_latency_sum_micros: tally!(request_latency_sum_micros),
-        requests_in_flight: tally!(begun).saturating_sub(ended),
+        requests_in_flight: in_flight,
         requests_probe: tally!(requests_probe),
         requests_excluded_port: tally!(requests_excluded_port),
         requests_loopback: tally!(requests_loopback),
