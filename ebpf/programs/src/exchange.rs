@@ -428,7 +428,7 @@ unsafe fn walk_out(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32) {
             slot,
             ack: 0,
         };
-        scan.begin(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
+        scan.begin(packet.sent_at(), packet.headers + offset, packet.len);
         bpf_loop(TURNS, turn_out as *mut _, (&raw mut scan).cast(), 0);
         if wire::unfinished(m, scan.window) {
             wire::lost(m);

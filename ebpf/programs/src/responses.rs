@@ -6,7 +6,7 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_tcp_sock};
 use ebpf_scaler_common::flow::{
     Flow, OUTSTANDING, Place, RTT_EVERY, entry, kind, oldest, place, rx_flag, tx_flag,
 };
@@ -179,7 +179,7 @@ unsafe fn next_answer(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32,
                 slot,
                 ack: 0,
             };
-            complete(&scan, status, bpf_ktime_get_ns());
+            complete(&scan, status, packet.sent_at());
             return;
         }
         set!(flow.tx.phase, phase::START);
@@ -203,7 +203,7 @@ unsafe fn answer_early(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32
         }
         set!(flow.answered, begun);
         tally!(slot, requests, 1);
-        answered(slot, status, begun, bpf_ktime_get_ns());
+        answered(slot, status, begun, packet.sent_at());
     }
 }
 
@@ -262,7 +262,7 @@ unsafe fn run(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, _len: u
             slot,
             ack: 0,
         };
-        scan.responses::<false>(bpf_ktime_get_ns(), packet.headers + offset, packet.len);
+        scan.responses::<false>(packet.sent_at(), packet.headers + offset, packet.len);
         return_scratch(bit);
         let at = get!(flow.tx.phase);
         if at == phase::SEARCH {
