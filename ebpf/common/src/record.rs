@@ -1,6 +1,8 @@
 //! The layouts that both sides read and write: slots, control words and statistics. Plain integers only, no
 //! behaviour beyond packing.
 
+use core::mem::offset_of;
+
 use crate::histogram::BUCKETS;
 
 /// Provisional slots that wait for cgroups which nobody has assigned yet.
@@ -29,42 +31,30 @@ pub const fn generation_of(slot_ref: u64) -> u32 {
     (slot_ref >> 32) as u32
 }
 
-/// What the programs add to; see [`crate::Counters`] for the meaning of the common ones. Packets in and packets
-/// out are mostly handled by different CPUs, so what they write lies in different cache lines.
-#[repr(C, align(64))]
+/// What the programs add to; see [`crate::Counters`] for the meaning of the common ones. What a packet without a request
+/// needs comes first: with the record's generation it fills one cache line.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "the fields are those of Counters")]
 pub struct Tally {
-    // Packets in.
     pub receive_bytes: u64,
     pub receive_packets: u64,
+    pub transmit_bytes: u64,
+    pub transmit_packets: u64,
     pub requests: u64,
     /// Requests that came into flight here without being counted here, less those that were counted and did not: what is
     /// added for each request is one word less so. Wraps below zero.
     pub begun_besides: u64,
     pub requests_probe: u64,
-    pub requests_excluded_port: u64,
-    pub requests_loopback: u64,
-    pub connections_opened: u64,
-    // Packets out.
-    pub transmit_bytes: u64,
-    pub transmit_packets: u64,
-    /// Requests that are no longer in flight without an answer of a class from 2xx on, less such answers to requests that
-    /// are still in flight, or never were. Wraps below zero.
-    pub ended_besides: u64,
+    // The next line: answers.
     pub request_latency_sum_micros: u64,
     /// Indexed by status / 100 - 1.
     pub responses: [u64; 5],
-    pub requests_aborted: u64,
-    pub connections_closed: u64,
+    /// Requests that are no longer in flight without an answer of a class from 2xx on, less such answers to requests that
+    /// are still in flight, or never were. Wraps below zero.
+    pub ended_besides: u64,
     pub tcp_retransmits: u64,
-    // The scheduler. How long all waited is the sum of these, and how often that of the histogram.
-    pub runqueue_wait_self_nanos: u64,
-    pub runqueue_wait_other_pods_nanos: u64,
-    pub runqueue_wait_system_nanos: u64,
-    pub runqueue_wait_throttled_nanos: u64,
-    pub runqueue_wait_idle_nanos: u64,
-    // Packets in again, where they fill a line that was padding.
+    // The next line: other protocols than HTTP/1, and connections.
     /// Those of `requests` that HTTP/2 brought; what no protocol's counter has is HTTP/1.
     pub requests_http2: u64,
     /// Those that RESP brought.
@@ -72,26 +62,37 @@ pub struct Tally {
     /// Those that PostgreSQL's protocol brought.
     pub requests_postgresql: u64,
     pub tls_turns: u64,
+    pub connections_opened: u64,
+    pub connections_closed: u64,
+    pub requests_aborted: u64,
+    pub requests_excluded_port: u64,
+    // The next line: the scheduler. How long all waited is the sum of these, and how often that of the histogram.
+    pub requests_loopback: u64,
+    pub runqueue_wait_self_nanos: u64,
+    pub runqueue_wait_other_pods_nanos: u64,
+    pub runqueue_wait_system_nanos: u64,
+    pub runqueue_wait_throttled_nanos: u64,
+    pub runqueue_wait_idle_nanos: u64,
 }
 
-// Four cache lines.
-const _: () = assert!(size_of::<Tally>() == 256);
+/// How many CPUs have records of a slot to themselves at most, as a power of two; of more, several share one.
+pub const MAX_SHARD_BITS: u32 = 2;
 
-/// One element of the map SLOTS.
+/// One element of the map SLOTS: a slot's counters of some CPUs, of which a slot's are the sum. The other fields are the same
+/// in all of a slot's.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct SlotRecord {
-    /// Even: free. Odd: taken by the tenant of this generation. Read for every packet, so it shares its cache
-    /// line with nothing that is written.
+    /// Even: free. Odd: taken by the tenant of this generation.
     pub generation: u32,
     /// Of [`layout`]: which parts of it are counted apart.
     pub layout: u32,
+    /// The counters.
+    pub tally: Tally,
     /// For a part of a pod, a container or a port: slot and generation of the pod itself. Else zero.
     pub pod: u64,
     /// Of [`wanted`]: what is measured of this tenant beyond what is of all.
     pub wanted: u64,
-    /// The counters.
-    pub tally: Tally,
     /// First byte in to first byte out.
     pub request_latency: [u64; BUCKETS],
     /// Waits for a CPU.
@@ -99,6 +100,12 @@ pub struct SlotRecord {
     /// Smoothed round-trip times of TCP connections, by samples.
     pub tcp_rtt: [u64; BUCKETS],
 }
+
+const _: () = assert!(
+    offset_of!(SlotRecord, tally.request_latency_sum_micros) == 64
+        && offset_of!(SlotRecord, tally.requests_http2) == 128
+        && offset_of!(SlotRecord, tally.requests_loopback) == 192
+);
 
 /// How a slot is divided: what [`SlotRecord::layout`] is made of.
 pub mod layout {

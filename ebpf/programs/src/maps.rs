@@ -13,7 +13,7 @@ use ebpf_scaler_common::record::{
 
 use crate::atomic;
 
-/// What is counted, per slot.
+/// What is counted: of each slot as many records as it has shards, see `slots`.
 #[map]
 pub static SLOTS: Array<SlotRecord> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 /// A bit per slot that changed since user space looked.

@@ -1,6 +1,7 @@
 //! From a cgroup to its slot, and adding to a slot. An unknown cgroup gets a provisional slot that user space
 //! can claim; this never decides which cgroups are pods.
 
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use ebpf_scaler_common::record::{
     NO_SLOT, SlotRecord, Stat, generation_of, layout, port_key, slot_of, slot_ref,
 };
@@ -11,7 +12,7 @@ use crate::maps::{CGROUPS, DIRTY, FREE_SLOTS, PORTS, QUARANTINE, SLOTS, control,
 /// A slot that was just checked to be this tenant's.
 #[derive(Clone, Copy)]
 pub struct Slot {
-    /// The counters.
+    /// The counters, this CPU's.
     pub record: *mut SlotRecord,
     /// Its index.
     pub index: u32,
@@ -25,12 +26,28 @@ macro_rules! tally {
 }
 pub(crate) use tally;
 
+/// Each slot has so many records as a power of two, which CPUs share: one that all add to would go from the cache of one CPU
+/// to that of another with every packet and every switch, and that is dearer than all else that is done for them. User space
+/// sets it when it loads the object, so for the verifier it is a constant.
+#[unsafe(no_mangle)]
+static SHARD_BITS: u32 = 0;
+
+/// This CPU's record of a slot. Of [`NO_SLOT`] it is none either: what is shifted out of it are ones.
+#[inline(always)]
+fn shard(index: u32) -> u32 {
+    // SAFETY: a constant of the object, and a helper call.
+    unsafe {
+        let bits = core::ptr::read_volatile(&raw const SHARD_BITS);
+        (index << bits) | (bpf_get_smp_processor_id() & !(u32::MAX << bits))
+    }
+}
+
 impl Slot {
     /// The slot if it still belongs to that generation.
     #[inline(always)]
     pub fn of(slot_ref: u64) -> Option<Slot> {
         let index = slot_of(slot_ref);
-        let record = SLOTS.get_ptr_mut(index)?;
+        let record = SLOTS.get_ptr_mut(shard(index))?;
         // SAFETY: the map's element.
         let generation = unsafe { get!(record.generation) };
         (generation == generation_of(slot_ref)).then_some(Slot { record, index })

@@ -215,7 +215,6 @@ unsafe fn refused(flow: *mut Flow, slot: Slot, first: u64, status: u32, now: u64
         }
         set!(flow.answered, begun);
         tally!(slot, requests, 1);
-        tally!(slot, begun, 1);
         answered(slot, status, begun, now);
     }
 }

@@ -319,9 +319,9 @@ unsafe fn slot(key: &SessionKey, session: *mut Session) -> Option<Slot> {
             {
                 waiting += connection::in_flight(c) as u64;
             }
-            tally!(slot, begun, waiting);
+            tally!(slot, begun_besides, waiting);
             if let Some(old) = old {
-                tally!(old, ended, waiting);
+                tally!(old, ended_besides, waiting);
                 old.touch();
             }
         }
@@ -352,7 +352,7 @@ pub fn forget(key: &SessionKey) {
             && let Some(slot) = Slot::of(get!(flow.slot))
         {
             tally!(slot, requests_aborted, aborted);
-            tally!(slot, ended, ended);
+            tally!(slot, ended_besides, ended);
             slot.touch();
         }
     }

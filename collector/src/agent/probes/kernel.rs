@@ -9,8 +9,8 @@ use aya::maps::{HashMap, Map, MapData, Queue};
 use aya::programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use ebpf_scaler_common::record::{
-    Control, Cost, Culprits, PARTS, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, STEPS, SlotRecord,
-    TOTAL_STEPS,
+    Control, Cost, Culprits, MAX_SHARD_BITS, PARTS, PORT_WORDS, PROGRAMS, QUARANTINE, STATS, STEPS,
+    SlotRecord, TOTAL_STEPS,
 };
 
 use super::memory::Shared;
@@ -53,8 +53,10 @@ pub struct Kernel {
 
 /// The maps that user space uses.
 pub struct Maps {
-    /// What is counted.
+    /// What is counted: of each slot as many records as there are shards.
     pub slots: Shared<SlotRecord>,
+    /// See [`shard_bits`].
+    shard_bits: u32,
     /// A bit per slot that changed.
     pub dirty: Shared<u64>,
     /// What the programs are told, and the live socket storages.
@@ -148,12 +150,13 @@ impl Kernel {
         let slots = options.max_pods + PARTS + QUARANTINE;
         // Since Linux 6.18. Without it, waits because of a CPU limit are told by who ran meanwhile, like others.
         let throttled = btf::offset("task_struct", "throttled");
-        let mut ebpf = load_object(options.tls, log, slots, steps, throttled)?;
+        let shard_bits = shard_bits();
+        let mut ebpf = load_object(options.tls, log, (slots, shard_bits), steps, throttled)?;
         let tls = Tls::new(
             take(&mut ebpf, "TLS_SESSIONS")?,
             take(&mut ebpf, "TLS_HTTP2S")?,
         );
-        let maps = Maps::take(&mut ebpf, slots, options)?;
+        let maps = Maps::take(&mut ebpf, (slots, shard_bits), options)?;
         let btf = Btf::from_sys_fs().map_err(|e| format!("the kernel's BTF can not be read: {e}"));
         let mut kernel = Kernel {
             ebpf,
@@ -245,7 +248,7 @@ impl Kernel {
     /// The object once more, on the smallest maps, whose refusals come with the verifier's log.
     fn object_with_log(&self) -> Option<Ebpf> {
         let (log, slots) = (VerifierLogLevel::DEBUG, QUARANTINE + PARTS + 1);
-        load_object(false, log, slots, FEWEST_STEPS, self.throttled).ok()
+        load_object(false, log, (slots, 0), FEWEST_STEPS, self.throttled).ok()
     }
 
     /// Loads the programs of TLS libraries without attaching them; if that fails it says why, as for the run queue's,
@@ -314,9 +317,9 @@ impl Kernel {
         !self.run_queue_links.is_empty()
     }
 
-    /// The uprobes, the object that their programs are in, and the slots that they count in.
-    pub fn tls(&mut self) -> (&mut Tls, &mut Ebpf, &Shared<SlotRecord>) {
-        (&mut self.tls, &mut self.ebpf, &self.maps.slots)
+    /// The uprobes, the object that their programs are in, and the maps that they count in.
+    pub fn tls(&mut self) -> (&mut Tls, &mut Ebpf, &Maps) {
+        (&mut self.tls, &mut self.ebpf, &self.maps)
     }
 
     /// What became of the uprobes.
@@ -338,6 +341,13 @@ fn load_trace_point(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> Result<(), String
         .map_err(|e| failed(format!("{LOAD_PROGRAM} {name}"), &e).to_string())
 }
 
+/// How many records a slot has, as a power of two: one for each CPU, up to a bound on the memory that it takes.
+fn shard_bits() -> u32 {
+    let cpus = aya::util::nr_cpus().unwrap_or(1);
+    let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+    cpus.max(1).ilog2().min(MAX_SHARD_BITS)
+}
+
 /// Nanoseconds as the programs' clock counts them.
 fn monotonic_nanos() -> u64 {
     let mut now = libc::timespec {
@@ -352,7 +362,7 @@ fn monotonic_nanos() -> u64 {
 fn load_object(
     tls: bool,
     log: VerifierLogLevel,
-    slots: u32,
+    (slots, shard_bits): (u32, u32),
     steps: u32,
     throttled: Option<u64>,
 ) -> Result<Ebpf, ProbeError> {
@@ -380,7 +390,8 @@ fn load_object(
             &u32::from(cfg!(target_arch = "x86_64")),
             true,
         )
-        .map_max_entries("SLOTS", slots)
+        .override_global("SHARD_BITS", &shard_bits, true)
+        .map_max_entries("SLOTS", slots << shard_bits)
         .map_max_entries("CULPRITS", slots)
         .map_max_entries("DIRTY", slots.div_ceil(64))
         .map_max_entries("CGROUPS", (slots - PARTS) * CGROUPS_PER_POD)
@@ -397,14 +408,25 @@ impl std::fmt::Debug for Maps {
 }
 
 impl Maps {
-    fn take(ebpf: &mut Ebpf, slots: u32, options: &Options) -> Result<Maps, ProbeError> {
+    /// Where the records of a slot lie.
+    pub fn records(&self, slot: u32) -> std::ops::Range<u32> {
+        let first = slot.saturating_mul(1 << self.shard_bits);
+        first..first.saturating_add(1 << self.shard_bits)
+    }
+
+    fn take(
+        ebpf: &mut Ebpf,
+        (slots, shard_bits): (u32, u32),
+        options: &Options,
+    ) -> Result<Maps, ProbeError> {
         let ports: Shared<u64> = share(ebpf, "EXCLUDED_PORTS", PORT_WORDS)?;
         for port in &options.excluded_ports {
             let word = u32::from(port >> 6);
             ports.store(word, 0, ports.word(word, 0) | 1 << (port & 63));
         }
         Ok(Maps {
-            slots: share(ebpf, "SLOTS", slots)?,
+            slots: share(ebpf, "SLOTS", slots << shard_bits)?,
+            shard_bits,
             dirty: share(ebpf, "DIRTY", slots.div_ceil(64))?,
             control: share(ebpf, "CONTROL", 1)?,
             culprits: share(ebpf, "CULPRITS", slots)?,

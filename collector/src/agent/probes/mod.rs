@@ -334,14 +334,20 @@ impl Probes {
     }
 
     fn read_record(&self, index: u32) -> Reading {
-        Reading::of(self.kernel.maps.slots.words(index))
+        let maps = &self.kernel.maps;
+        let records: Vec<_> = maps
+            .records(index)
+            .map(|record| maps.slots.words(record))
+            .collect();
+        Reading::of(&records)
     }
 
     /// Zeroes a slot, then lets the programs have it.
     fn open(&self, slot: Slot) {
-        let words = self.kernel.maps.slots.words(slot.index);
-        let culprits = self.kernel.maps.culprits.words(slot.index);
-        for word in words.iter().chain(culprits) {
+        let maps = &self.kernel.maps;
+        let records = maps.records(slot.index);
+        let words = records.flat_map(|record| maps.slots.words(record));
+        for word in words.chain(maps.culprits.words(slot.index)) {
             word.store(0, Ordering::Relaxed);
         }
         self.show_generation(slot.index);
@@ -355,10 +361,11 @@ impl Probes {
 
     fn show_generation(&self, index: u32) {
         let offset = offset_of!(SlotRecord, generation);
-        self.kernel
-            .maps
-            .slots
-            .store(index, offset, u64::from(self.pool.generation(index)));
+        let maps = &self.kernel.maps;
+        for record in maps.records(index) {
+            maps.slots
+                .store(record, offset, u64::from(self.pool.generation(index)));
+        }
     }
 
     /// Misses that the programs remember are asked again.

@@ -19,10 +19,16 @@ impl Probes {
         let part = self.pool.take_part()?;
         self.open(part);
         let offset = offset_of!(SlotRecord, pod);
-        let slots = &self.kernel.maps.slots;
-        slots.store(part.index, offset, pod.to_ref());
-        let offset = offset_of!(SlotRecord, wanted);
-        slots.store(part.index, offset, slots.word(pod.index, offset));
+        let maps = &self.kernel.maps;
+        let wanted = maps.slots.word(
+            maps.records(pod.index).start,
+            offset_of!(SlotRecord, wanted),
+        );
+        for record in maps.records(part.index) {
+            maps.slots.store(record, offset, pod.to_ref());
+            maps.slots
+                .store(record, offset_of!(SlotRecord, wanted), wanted);
+        }
         Some(part)
     }
 
@@ -60,13 +66,15 @@ impl Probes {
     }
 
     fn set_layout(&self, slot: Slot, change: impl Fn(u32) -> u32) {
-        let records = &self.kernel.maps.slots;
+        let maps = &self.kernel.maps;
         // Both in one word, so that neither is ever seen without the other.
         let offset = offset_of!(SlotRecord, generation);
-        let word = records.word(slot.index, offset);
-        let layout = u64::from(change((word >> 32) as u32));
-        let generation = word & u64::from(u32::MAX);
-        records.store(slot.index, offset, layout << 32 | generation);
+        for record in maps.records(slot.index) {
+            let word = maps.slots.word(record, offset);
+            let layout = u64::from(change((word >> 32) as u32));
+            let generation = word & u64::from(u32::MAX);
+            maps.slots.store(record, offset, layout << 32 | generation);
+        }
     }
 }
 

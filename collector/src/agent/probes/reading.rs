@@ -34,20 +34,23 @@ impl Default for Reading {
 }
 
 impl Reading {
-    /// Reads a slot's record, given as its words.
-    pub(super) fn of(record: &[AtomicU64]) -> Reading {
+    /// Reads a slot's records, given as their words: what they count is the sum, which may wrap where one of them does.
+    pub(super) fn of(records: &[&[AtomicU64]]) -> Reading {
         let word = |offset: usize| {
-            record
-                .get(offset / 8)
-                .map_or(0, |word| word.load(Ordering::Relaxed))
+            let words = records.iter().filter_map(|record| record.get(offset / 8));
+            words.fold(0u64, |sum, word| {
+                sum.wrapping_add(word.load(Ordering::Relaxed))
+            })
         };
         let mut reading = Reading {
             counters: counters(word),
             ..Reading::default()
         };
         let fill = |into: &mut Buckets, offset: usize| {
-            for (into, from) in into.iter_mut().zip(record.iter().skip(offset / 8)) {
-                *into = from.load(Ordering::Relaxed);
+            for record in records {
+                for (into, from) in into.iter_mut().zip(record.iter().skip(offset / 8)) {
+                    *into += from.load(Ordering::Relaxed);
+                }
             }
         };
         fill(

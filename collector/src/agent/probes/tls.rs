@@ -17,8 +17,7 @@ use ebpf_scaler_common::http2::{self, Connection};
 use ebpf_scaler_common::record::{Control, SlotRecord, Tally, generation_of, slot_of, wanted};
 use ebpf_scaler_common::tls::{SESSIONS, Session, SessionKey};
 
-use super::kernel::{self, LOAD_PROGRAM};
-use super::memory::Shared;
+use super::kernel::{self, LOAD_PROGRAM, Maps};
 use super::{Probes, Slot};
 use crate::agent::tls::{FileId, Function, Library};
 
@@ -197,7 +196,7 @@ impl Tls {
     }
 
     /// Takes all probes off. Sessions are not followed any more, so nothing of them stays in flight.
-    pub fn detach_all(&mut self, ebpf: &mut Ebpf, slots: &Shared<SlotRecord>) {
+    pub fn detach_all(&mut self, ebpf: &mut Ebpf, maps: &Maps) {
         if self.links.is_empty() {
             return;
         }
@@ -206,7 +205,7 @@ impl Tls {
         }
         let keys: Vec<_> = self.sessions.keys().flatten().collect();
         for key in keys {
-            self.clear(key, slots);
+            self.clear(key, maps);
         }
         self.live_sessions = 0;
     }
@@ -217,7 +216,7 @@ impl Tls {
     }
 
     /// Clears away the sessions of processes and pods that are gone, and when it gets crowded those longest idle.
-    pub fn clear_away(&mut self, slots: &Shared<SlotRecord>) {
+    pub fn clear_away(&mut self, maps: &Maps) {
         if self.links.is_empty() {
             return;
         }
@@ -232,25 +231,25 @@ impl Tls {
                     .entry(process)
                     .or_insert_with(|| fs::exists(format!("/proc/{process}")).unwrap_or(true));
             let session = session(&words);
-            if is_alive && holder(&session, slots).is_some() {
+            if is_alive && holder(&session, maps).is_some() {
                 idle.push((session.used, key));
             } else {
                 self.cleared += 1;
-                self.clear(key, slots);
+                self.clear(key, maps);
             }
         }
         if idle.len() > CROWDED {
             idle.sort_unstable();
             for (_, key) in idle.drain(..idle.len() - RELIEVED) {
                 self.evicted += 1;
-                self.clear(key, slots);
+                self.clear(key, maps);
             }
         }
         self.live_sessions = idle.len() as u64;
     }
 
     /// Forgets a session; what it had in flight ends without an answer.
-    fn clear(&mut self, key: [u64; KEY_WORDS], slots: &Shared<SlotRecord>) {
+    fn clear(&mut self, key: [u64; KEY_WORDS], maps: &Maps) {
         let Ok(words) = self.sessions.get(&key, 0) else {
             return;
         };
@@ -270,15 +269,16 @@ impl Tls {
                 ended += u64::from(http2::in_flight(c));
             }
         }
-        let Some(slot) = holder(&session, slots) else {
+        let Some(slot) = holder(&session, maps) else {
             return;
         };
         let tally = offset_of!(SlotRecord, tally);
         for (field, count) in [
             (offset_of!(Tally, requests_aborted), aborted),
-            (offset_of!(Tally, ended), ended),
+            (offset_of!(Tally, ended_besides), ended),
         ] {
-            if let Some(word) = slots.words(slot).get((tally + field) / 8) {
+            let record = maps.records(slot).start;
+            if let Some(word) = maps.slots.words(record).get((tally + field) / 8) {
                 word.fetch_add(count, Ordering::Relaxed);
             }
         }
@@ -327,8 +327,8 @@ impl Probes {
 
     /// Clears away sessions of TLS that their processes left behind.
     pub fn clear_tls_sessions(&mut self) {
-        let (tls, _, slots) = self.kernel.tls();
-        tls.clear_away(slots);
+        let (tls, _, maps) = self.kernel.tls();
+        tls.clear_away(maps);
     }
 
     /// Whether requests inside TLS are counted of every pod.
@@ -342,15 +342,19 @@ impl Probes {
         if self.pool.is_current(slot) {
             let wanted = if counted { wanted::TLS } else { 0 };
             let offset = offset_of!(SlotRecord, wanted);
-            self.kernel.maps.slots.store(slot.index, offset, wanted);
+            let maps = &self.kernel.maps;
+            for record in maps.records(slot.index) {
+                maps.slots.store(record, offset, wanted);
+            }
         }
     }
 }
 
 /// The slot in which a session counts, if that is still the same pod's.
-fn holder(session: &Session, slots: &Shared<SlotRecord>) -> Option<u32> {
+fn holder(session: &Session, maps: &Maps) -> Option<u32> {
     let (slot, generation) = (slot_of(session.flow.slot), generation_of(session.flow.slot));
-    let now = slots.word(slot, offset_of!(SlotRecord, generation)) as u32;
+    let record = maps.records(slot).start;
+    let now = maps.slots.word(record, offset_of!(SlotRecord, generation)) as u32;
     (now == generation).then_some(slot)
 }
 
