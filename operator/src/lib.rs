@@ -114,6 +114,7 @@ async fn lead(
         },
         manage: args.certs.manage_certificates,
         metrics: metrics.clone(),
+        contest: certs::Contest::default(),
         bundle,
     };
     let certs = tokio::spawn(certs.run(client.clone(), leadership.clone(), term.clone()));

@@ -62,6 +62,8 @@ pub struct Metrics {
     pub ca_not_after: Gauge,
     /// 1 while somebody else provides the external metrics API.
     pub api_service_foreign: Gauge,
+    /// APIServices of ours whose caBundle somebody else keeps writing.
+    pub api_service_contested: Gauge,
     /// Wall clock of the last pass over all scalers, microseconds.
     pub last_pass_micros: Gauge<u64, AtomicU64>,
 }
@@ -102,6 +104,7 @@ impl Metrics {
             certificate_not_after: Gauge::default(),
             ca_not_after: Gauge::default(),
             api_service_foreign: Gauge::default(),
+            api_service_contested: Gauge::default(),
             last_pass_micros: Gauge::default(),
         };
         let r = &mut m.registry;
@@ -185,6 +188,11 @@ impl Metrics {
             "api_service_foreign",
             "APIs of ours that somebody else provides in this cluster",
             m.api_service_foreign.clone(),
+        );
+        r.register(
+            "api_service_contested",
+            "APIServices of ours whose caBundle somebody else keeps writing",
+            m.api_service_contested.clone(),
         );
         r.register(
             "last_pass_microseconds",

@@ -11,6 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::discovery::{Catalogue, Group};
 use super::hub::Hub;
 use super::identity::{Peer, User};
 use super::reviews::Action;
@@ -18,8 +19,29 @@ use super::status::Failure;
 use super::{custom, discovery, external, signals};
 use crate::admin::Readiness;
 
-/// All routes of the API port; with custom.metrics.k8s.io if `custom_metrics`.
-pub fn router(hub: Arc<Hub>, readiness: Readiness, custom_metrics: bool) -> Router {
+/// What is served; with custom.metrics.k8s.io if `custom_metrics`. Where another provider has a part in a group,
+/// OpenAPI does not say which names there are, for it is made once.
+pub fn groups(hub: &Hub, custom_metrics: bool) -> Vec<Group> {
+    let custom = custom_metrics.then(custom::group);
+    let mut groups: Vec<_> = [external::group()].into_iter().chain(custom).collect();
+    groups.push(signals::group());
+    for group in &mut groups {
+        if hub.delegates.get(group.name).is_some() {
+            let versions = group.versions.iter_mut();
+            let operations = versions.flat_map(|version| &mut version.operations);
+            operations.for_each(|operation| operation.choices.clear());
+        }
+    }
+    groups
+}
+
+/// All routes of the API port, as `groups` made them.
+pub fn router(
+    hub: Arc<Hub>,
+    readiness: Readiness,
+    custom_metrics: bool,
+    catalogue: &Arc<Catalogue>,
+) -> Router {
     let health = readiness.clone();
     let ready = move || async move {
         match health.reason() {
@@ -27,15 +49,13 @@ pub fn router(hub: Arc<Hub>, readiness: Readiness, custom_metrics: bool) -> Rout
             Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()).into_response(),
         }
     };
-    let mut groups = vec![external::group()];
     let mut resources = external::router().merge(signals::router());
     if custom_metrics {
-        groups.push(custom::group());
-        resources = resources.merge(custom::router());
+        let shared = hub.delegates.get(custom::GROUP).is_some();
+        resources = resources.merge(custom::router(shared));
     }
-    groups.push(signals::group());
     // Every resource asks for its own right; what is no resource asks for that of its path.
-    let paths = discovery::router(&groups)
+    let paths = discovery::router(catalogue)
         .fallback(async |request: Request| not_found(request.uri().path()))
         .layer(middleware::from_fn_with_state(hub.clone(), authorize_path));
     Router::new()

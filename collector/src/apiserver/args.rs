@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::delegate::Target;
+
 /// Flags of `collector apiserver`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
@@ -67,6 +69,45 @@ pub struct Args {
     /// registers the group, of which a cluster can have one provider
     #[arg(long, env = "EBPF_SCALER_CUSTOM_METRICS")]
     pub custom_metrics: bool,
+    /// Another provider of external.metrics.k8s.io or custom.metrics.k8s.io, of which a cluster can have one:
+    /// metrics whose names are not ours are asked for there; see docs/coexist.md
+    #[arg(
+        long,
+        env = "EBPF_SCALER_DELEGATE",
+        value_name = "GROUP=URL,...",
+        value_delimiter = ','
+    )]
+    pub delegate: Vec<Target>,
+    /// Bundle of the CAs that sign the delegates' certificates, PEM; followed
+    #[arg(
+        long,
+        env = "EBPF_SCALER_DELEGATE_CA_FILE",
+        default_value = "/etc/ebpf-scaler/delegate/ca.crt"
+    )]
+    pub delegate_ca_file: PathBuf,
+    /// Token by which the delegates know us, of our service account; read again as the kubelet renews it
+    #[arg(
+        long,
+        env = "EBPF_SCALER_DELEGATE_TOKEN_FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    )]
+    pub delegate_token_file: PathBuf,
+    /// How long a delegate may take to answer; then the client gets a 504
+    #[arg(
+        long,
+        env = "EBPF_SCALER_DELEGATE_TIMEOUT",
+        default_value = "10s",
+        value_parser = humantime::parse_duration
+    )]
+    pub delegate_timeout: Duration,
+    /// How often delegates are asked for the names of their metrics, which our discovery tells too
+    #[arg(
+        long,
+        env = "EBPF_SCALER_DELEGATE_DISCOVERY_PERIOD",
+        default_value = "30s",
+        value_parser = humantime::parse_duration
+    )]
+    pub delegate_discovery_period: Duration,
     /// How long a query or a subscription keeps a family measured that follows demand
     #[arg(
         long,

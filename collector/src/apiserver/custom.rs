@@ -13,8 +13,8 @@ use axum::routing::get;
 use ebpf_scaler_measure::{Answer, Metric, Window, WindowValue};
 use serde_json::{Value, json};
 
-use super::api::Caller;
-use super::external::{timestamp, unknown_metric, warning};
+use super::api::{Caller, not_found};
+use super::external::{timestamp, warning};
 use super::hub::Hub;
 use super::media::{Form, negotiate};
 use super::options::Options;
@@ -32,10 +32,11 @@ use question::{Asked, Object, Shape, Target};
 /// The group's name.
 pub const GROUP: &str = "custom.metrics.k8s.io";
 /// Its versions, the preferred one first. HPAs take the preferred one; older clients know the other only.
-const VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
+pub const VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
 
-/// The routes.
-pub fn router() -> Router<Arc<Hub>> {
+/// The routes; if another provider has a part in the group, also those of things outside namespaces, of which we
+/// measure none.
+pub fn router(shared: bool) -> Router<Arc<Hub>> {
     let mut router = Router::new();
     for version in VERSIONS {
         let namespace = format!("/apis/{GROUP}/{version}/namespaces/{{namespace}}");
@@ -67,6 +68,25 @@ pub fn router() -> Router<Arc<Hub>> {
                 of_object,
             )
             .route(&format!("{namespace}/metrics/{{metric}}"), of_namespace);
+        if shared {
+            let of_cluster = get(
+                async move |State(hub): State<Arc<Hub>>, path: Names<3>, request: Request| {
+                    // By Kubernetes' rules that is a list in a namespace, which nobody has.
+                    if matches!(&path, Ok(Path([resource, ..])) if resource == "namespaces") {
+                        return not_found(request.uri().path()).into_response();
+                    }
+                    let names = path.map(|Path([resource, name, metric])| Asked {
+                        version,
+                        namespace: String::new(),
+                        target: Target::ClusterObject(resource, name),
+                        metric,
+                    });
+                    answer(&hub, names, &request.into()).await
+                },
+            );
+            let path = format!("/apis/{GROUP}/{version}/{{resource}}/{{name}}/{{metric}}");
+            router = router.route(&path, of_cluster);
+        }
     }
     router
 }
@@ -81,25 +101,33 @@ async fn answer(hub: &Hub, asked: Result<Asked, PathRejection>, caller: &Caller)
     };
     let metric = Metric::from_name(&asked.metric);
     let result = values(hub, &asked, metric, caller).await;
+    // What is another provider's is counted there.
+    if let (Ok(None), Some(delegate)) = (&result, hub.delegates.get(GROUP)) {
+        let answer = delegate.forward(caller).await;
+        return answer.unwrap_or_else(IntoResponse::into_response);
+    }
+    let result = result.and_then(|answer| answer.ok_or_else(|| asked.nothing()));
     let code = result.as_ref().map_or_else(|f| f.code, |_| 200);
     let label = metric.map_or("unknown", Metric::as_str);
     hub.metrics.query(label, code, began.elapsed());
     result.unwrap_or_else(IntoResponse::into_response)
 }
 
+/// The values for a user who may ask; none if the object or the metric is not ours.
 async fn values(
     hub: &Hub,
     asked: &Asked,
     metric: Option<Metric>,
     caller: &Caller,
-) -> Result<Response, Failure> {
+) -> Result<Option<Response>, Failure> {
     let action = Action::Access(Box::new(asked.access()));
     hub.authorize(&caller.user, &action).await?;
-    let form = negotiate(&caller.headers, &[Form::Plain, Form::Table])?;
     let options = Options::read(&caller.uri)?;
     options.only_list(&format!("{}.{GROUP}", asked.resource()))?;
-    let object = asked.object()?;
-    let metric = metric.ok_or_else(|| unknown_metric(&asked.metric, asked.resource()))?;
+    let (Some(object), Some(metric)) = (asked.object()?, metric) else {
+        return Ok(None);
+    };
+    let form = negotiate(&caller.headers, &[Form::Plain, Form::Table])?;
     let bad = |message: String| Failure::new(400, message).because("BadSelector");
     let shape = Shape::read(options.get("metricLabelSelector")).map_err(bad)?;
     let query = object
@@ -131,7 +159,7 @@ async fn values(
     if let Some(warning) = warning(&answer) {
         response.headers_mut().insert(WARNING, warning);
     }
-    Ok(response)
+    Ok(Some(response))
 }
 
 fn items(

@@ -1,9 +1,12 @@
 //! What there is, for kube-apiserver's aggregation and kubectl: groups, versions and resources, from one list
 //! that every group adds itself to. No list is ever empty, for some clients take that for an error.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use axum::Router;
+use axum::body::Bytes;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -11,6 +14,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::delegate::Name;
 use super::hub::Hub;
 use super::media::{Form, negotiate};
 use super::openapi::{self, Operation};
@@ -56,31 +60,91 @@ pub struct Resource {
     pub verbs: &'static [&'static str],
 }
 
-/// The routes that tell of `groups`.
-pub fn router(groups: &[Group]) -> Router<Arc<Hub>> {
-    let root = Arc::new(Root::new(groups));
-    let mut router = Router::new()
-        .route("/apis", get(async move |headers| root.answer(&headers)))
-        .route("/version", get(async || json_response(&version())));
-    for group in groups {
-        let path = format!("/apis/{}", group.name);
-        router = router.route(&path, plain(group.document()));
-        for version in &group.versions {
-            let path = format!("{path}/{}", version.name);
-            router = router.route(&path, plain(version.document(group.name)));
-        }
-    }
-    router.merge(openapi::router(groups))
+/// What is told of all groups. It changes only where another provider has a part in one.
+pub struct Catalogue {
+    groups: Vec<Group>,
+    /// Names of other providers, by group and version.
+    others: Mutex<BTreeMap<(&'static str, String), Vec<Name>>>,
+    told: ArcSwap<Told>,
 }
 
-fn plain(document: Value) -> axum::routing::MethodRouter<Arc<Hub>> {
-    let document = Arc::new(document);
-    get(
-        async move |headers: HeaderMap| match negotiate(&headers, &[Form::Plain]) {
-            Ok(_) => json_response(&document),
-            Err(failure) => failure.into_response(),
-        },
-    )
+/// All documents, made at once: the group and its versions never contradict each other for long.
+struct Told {
+    root: Root,
+    by_path: BTreeMap<String, Bytes>,
+}
+
+impl Catalogue {
+    /// Of what we have ourselves.
+    pub fn new(groups: Vec<Group>) -> Self {
+        let told = ArcSwap::from_pointee(Told::of(&groups));
+        Self {
+            groups,
+            others: Mutex::default(),
+            told,
+        }
+    }
+
+    /// From now on another provider has these names in a version of a group; those that we have too are ours.
+    pub fn set(&self, group: &'static str, version: &str, names: &[Name]) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.insert((group, version.to_owned()), names.to_vec());
+        let mut groups = self.groups.clone();
+        for group in &mut groups {
+            for version in &mut group.versions {
+                if let Some(names) = others.get(&(group.name, version.name.to_owned())) {
+                    version.add(names);
+                }
+            }
+        }
+        self.told.store(Told::of(&groups).into());
+    }
+}
+
+impl Told {
+    fn of(groups: &[Group]) -> Self {
+        let mut by_path = BTreeMap::new();
+        for group in groups {
+            let path = format!("/apis/{}", group.name);
+            for version in &group.versions {
+                let document = version.document(group.name).to_string();
+                by_path.insert(format!("{path}/{}", version.name), document.into());
+            }
+            by_path.insert(path, group.document().to_string().into());
+        }
+        Self {
+            root: Root::new(groups),
+            by_path,
+        }
+    }
+}
+
+/// The routes that tell of a catalogue's groups.
+pub fn router(catalogue: &Arc<Catalogue>) -> Router<Arc<Hub>> {
+    let all = catalogue.clone();
+    let mut router = Router::new()
+        .route(
+            "/apis",
+            get(async move |headers| all.told.load().root.answer(&headers)),
+        )
+        .route("/version", get(async || json_response(&version())));
+    for path in catalogue.told.load().by_path.keys() {
+        let (catalogue, at) = (catalogue.clone(), path.clone());
+        let answer =
+            get(
+                async move |headers: HeaderMap| match negotiate(&headers, &[Form::Plain]) {
+                    Ok(_) => json_bytes(catalogue.told.load().by_path.get(&at).cloned()),
+                    Err(failure) => failure.into_response(),
+                },
+            );
+        router = router.route(path, answer);
+    }
+    router.merge(openapi::router(&catalogue.groups))
+}
+
+fn json_bytes(body: Option<Bytes>) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(CONTENT_TYPE, json)], body.unwrap_or_default()).into_response()
 }
 
 impl Group {
@@ -110,6 +174,22 @@ impl Group {
 }
 
 impl Version {
+    /// Adds what another provider has. Whatever it says of that, nothing but reading can be done with values.
+    fn add(&mut self, names: &[Name]) {
+        let Some(kind) = self.resources.first().map(|first| first.kind) else {
+            return;
+        };
+        let ours: HashSet<_> = self.resources.iter().map(|r| r.name.clone()).collect();
+        let theirs = names.iter().filter(|name| !ours.contains(&name.name));
+        self.resources.extend(theirs.map(|name| Resource {
+            name: name.name.clone(),
+            namespaced: name.namespaced,
+            kind,
+            verbs: &["get"],
+            ..Resource::default()
+        }));
+    }
+
     fn document(&self, group: &str) -> Value {
         let resources = self.resources.iter().map(|r| {
             let mut resource = json!({
@@ -137,6 +217,7 @@ impl Version {
     fn aggregated(&self) -> Vec<Value> {
         let kind = |kind: &str| json!({"group": "", "version": "", "kind": kind});
         let mut resources: Vec<Value> = Vec::new();
+        let mut places: HashMap<&str, usize> = HashMap::new();
         for resource in &self.resources {
             let (name, subresource) = match resource.name.split_once('/') {
                 Some((name, subresource)) => (name, Some(subresource)),
@@ -147,8 +228,7 @@ impl Version {
             } else {
                 "Cluster"
             };
-            let place = resources.iter().position(|r| r["resource"] == name);
-            let place = place.unwrap_or_else(|| {
+            let place = *places.entry(name).or_insert_with(|| {
                 resources.push(json!({
                     "resource": name,
                     "responseKind": kind(""),
@@ -231,10 +311,10 @@ impl Root {
     }
 }
 
-/// A document that does not change while we run, with the tag by which clients keep it.
+/// A document with the tag by which clients keep it.
 #[derive(Clone, Debug)]
 pub struct Document {
-    body: axum::body::Bytes,
+    body: Bytes,
     /// Hexadecimal digest of the body
     pub hash: String,
     tag: HeaderValue,

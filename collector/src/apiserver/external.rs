@@ -111,30 +111,39 @@ async fn list(
         Err(error) => return Failure::new(400, error.body_text()).into_response(),
     };
     let metric = Metric::from_name(&name);
-    let result = answer(&hub, &request.into(), &namespace, (&name, metric)).await;
+    let caller = request.into();
+    let result = answer(&hub, &caller, &namespace, (&name, metric)).await;
+    // What is another provider's is counted there.
+    if let (Ok(None), Some(delegate)) = (&result, hub.delegates.get(GROUP)) {
+        let answer = delegate.forward(&caller).await;
+        return answer.unwrap_or_else(IntoResponse::into_response);
+    }
+    let result =
+        result.and_then(|answer| answer.ok_or_else(|| unknown_metric(&name, "namespaces")));
     let code = result.as_ref().map_or_else(|f| f.code, |_| 200);
     let label = metric.map_or("unknown", Metric::as_str);
     hub.metrics.query(label, code, began.elapsed());
     result.unwrap_or_else(IntoResponse::into_response)
 }
 
+/// The answer to a user who may ask; none if the metric is not ours.
 async fn answer(
     hub: &Hub,
     caller: &Caller,
     namespace: &str,
     (name, metric): (&str, Option<Metric>),
-) -> Result<Response, Failure> {
+) -> Result<Option<Response>, Failure> {
     let action = Action::ListMetric {
         namespace: namespace.to_owned(),
         metric: name.to_owned(),
     };
     hub.authorize(&caller.user, &action).await?;
-    let form = negotiate(&caller.headers, &[Form::Plain, Form::Table])?;
     let options = Options::read(&caller.uri)?;
     options.only_list(&format!("{name}.{GROUP}"))?;
     let Some(metric) = metric else {
-        return Err(unknown_metric(name, "namespaces"));
+        return Ok(None);
     };
+    let form = negotiate(&caller.headers, &[Form::Plain, Form::Table])?;
     let query = Query::parse(options.get("labelSelector"))
         .and_then(|query| query.check(metric).map(|()| query))
         .map_err(|e| Failure::new(400, e.to_string()).because("BadSelector"))?;
@@ -159,7 +168,7 @@ async fn answer(
     if let Some(warning) = warning(&answer) {
         response.headers_mut().insert(WARNING, warning);
     }
-    Ok(response)
+    Ok(Some(response))
 }
 
 /// There is no metric of this name; the answer lists those that there are.

@@ -11,6 +11,7 @@ use ebpf_scaler_measure::{Answer, Family, Metric, Query, State, Time, Window};
 use tokio::sync::watch;
 
 use super::clock::Clock;
+use super::delegate::Delegates;
 use super::demand::{Asked, Demand};
 use super::identity::{LiveTrust, User};
 use super::metrics::{FamilyLabels, Metrics};
@@ -42,11 +43,18 @@ pub struct Hub {
     pub ingested: watch::Sender<()>,
     /// What is computed for the readers of signals
     pub signals: Board,
+    /// Other providers of our groups
+    pub delegates: Delegates,
 }
 
 impl Hub {
     /// Knows nothing yet.
-    pub fn new(client: kube::Client, demand: Demand, metrics: Metrics) -> Arc<Self> {
+    pub fn new(
+        client: kube::Client,
+        demand: Demand,
+        metrics: Metrics,
+        delegates: Delegates,
+    ) -> Arc<Self> {
         Arc::new(Self {
             clock: Clock::default(),
             state: RwLock::default(),
@@ -56,6 +64,7 @@ impl Hub {
             metrics,
             ingested: watch::Sender::new(()),
             signals: Board::default(),
+            delegates,
         })
     }
 

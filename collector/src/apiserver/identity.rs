@@ -175,7 +175,7 @@ impl Trust {
 }
 
 /// Header names can not carry every byte of an extra key, so the proxy escapes them.
-fn percent_decode(text: &str) -> String {
+pub fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

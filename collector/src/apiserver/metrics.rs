@@ -43,6 +43,22 @@ pub struct FamilyLabels {
     pub family: &'static str,
 }
 
+/// An API group that another provider has a part in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GroupLabels {
+    /// Its name
+    pub group: &'static str,
+}
+
+/// A question that was passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DelegatedLabels {
+    /// The API group
+    pub group: &'static str,
+    /// How it ended, one word
+    pub outcome: &'static str,
+}
+
 /// The role's own metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -80,6 +96,14 @@ pub struct Metrics {
     pub narrowed_overflow: Counter,
     /// Connections that we have closed for what the client did not do
     closed: Family<ReasonLabels, Counter>,
+    /// Whether another provider has answered when it was asked for its names last
+    delegate_up: Family<GroupLabels, Gauge>,
+    /// Names that it had when it answered last
+    delegate_metrics: Family<GroupLabels, Gauge>,
+    /// Queries that were passed on
+    delegated: Family<DelegatedLabels, Counter>,
+    /// How long those took
+    delegated_duration: Histogram,
     /// Requests of each workload's pods since this replica knows them
     workload_requests: Family<WorkloadLabels, Counter>,
 }
@@ -105,6 +129,10 @@ impl Metrics {
             signals_watches: Gauge::default(),
             narrowed_overflow: Counter::default(),
             closed: Family::default(),
+            delegate_up: Family::default(),
+            delegate_metrics: Family::default(),
+            delegated: Family::default(),
+            delegated_duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             workload_requests: Family::default(),
         };
         let m = metrics.clone();
@@ -172,6 +200,28 @@ impl Metrics {
             m.closed,
         );
         r.register(
+            "delegate_up",
+            "Whether the other provider of a group answered when it was asked for its metrics' names last",
+            m.delegate_up,
+        );
+        r.register(
+            "delegate_metrics",
+            "Names of metrics that the other provider of a group has; the last ones if it does not answer",
+            m.delegate_metrics,
+        );
+        r.register(
+            "delegated",
+            "Queries passed on to the other provider of a group, by how they ended",
+            m.delegated,
+        );
+        let help = "How long queries took that were passed on";
+        r.register_with_unit(
+            "delegated_duration",
+            help,
+            Unit::Seconds,
+            m.delegated_duration,
+        );
+        r.register(
             "workload_requests",
             "Requests counted for each workload, also by pods that have gone",
             m.workload_requests,
@@ -209,6 +259,25 @@ impl Metrics {
     pub fn close(&self, closing: Closing) {
         let reason = closing.as_str();
         self.closed.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Another provider has answered, or not.
+    pub fn delegate_is(&self, group: &'static str, up: bool) {
+        let gauge = self.delegate_up.get_or_create(&GroupLabels { group });
+        gauge.set(up.into());
+    }
+
+    /// Another provider has so many names.
+    pub fn delegate_has(&self, group: &'static str, names: usize) {
+        let gauge = self.delegate_metrics.get_or_create(&GroupLabels { group });
+        gauge.set(names as i64);
+    }
+
+    /// A query that was passed on has ended.
+    pub fn delegated(&self, group: &'static str, outcome: &'static str, took: Duration) {
+        let labels = DelegatedLabels { group, outcome };
+        self.delegated.get_or_create(&labels).inc();
+        self.delegated_duration.observe(took.as_secs_f64());
     }
 
     /// Somebody was turned away.

@@ -6,6 +6,7 @@ mod api;
 mod args;
 mod clock;
 mod custom;
+mod delegate;
 mod demand;
 mod discovery;
 mod external;

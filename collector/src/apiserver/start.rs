@@ -16,7 +16,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::args::Args;
+use super::delegate::{self, Delegates};
 use super::demand::Demand;
+use super::discovery::Catalogue;
 use super::hub::Hub;
 use super::metrics::Metrics;
 use super::tls::{Serving, server_config};
@@ -67,6 +69,11 @@ pub async fn start(
         agents_timeout,
         shutdown_delay,
         custom_metrics,
+        delegate,
+        delegate_ca_file,
+        delegate_token_file,
+        delegate_timeout,
+        delegate_discovery_period,
         demand_hold,
         token_review_period,
         max_connections,
@@ -95,7 +102,16 @@ pub async fn start(
 
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let hub = Hub::new(client.clone(), Demand::new(demand_hold), metrics.clone());
+    let settings = delegate::Settings {
+        ca_file: delegate_ca_file,
+        token_file: delegate_token_file,
+        timeout: delegate_timeout,
+        period: delegate_discovery_period,
+    };
+    let delegates = Delegates::new(&delegate, &settings, custom_metrics, &metrics)?;
+    let demand = Demand::new(demand_hold);
+    let hub = Hub::new(client.clone(), demand, metrics.clone(), delegates);
+    let catalogue = Arc::new(Catalogue::new(api::groups(&hub, custom_metrics)));
     let serving = Arc::new(Serving::default());
     let synced = Arc::new(AtomicBool::new(false));
     let readiness = Readiness::default();
@@ -115,6 +131,9 @@ pub async fn start(
     background.spawn(follow::trust(client.clone(), hub.trust.clone()));
     background.spawn(pods::pods(client.clone(), hub.clone(), synced.clone()));
     background.spawn(pods::replica_sets(client, hub.clone()));
+    for delegate in hub.delegates.all() {
+        background.spawn(delegate::follow(delegate.clone(), catalogue.clone()));
+    }
     background.spawn({
         let hub = hub.clone();
         async move {
@@ -153,7 +172,7 @@ pub async fn start(
 
     let mut servers = JoinSet::new();
     let api_tls = server_config(serving.clone(), true, &["h2", "http/1.1"])?;
-    let api_router = api::router(hub.clone(), readiness.clone(), custom_metrics);
+    let api_router = api::router(hub.clone(), readiness.clone(), custom_metrics, &catalogue);
     servers.spawn(serve_with_certificate(
         serving.clone(),
         (api, api_tls, api_router),

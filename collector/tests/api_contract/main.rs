@@ -10,6 +10,7 @@
 mod attacks;
 mod cluster;
 mod custom;
+mod delegate;
 mod discovery;
 mod identities;
 mod narrow;
@@ -20,4 +21,5 @@ mod rotation;
 mod signals;
 mod starting;
 mod streams;
+mod upstream;
 mod world;

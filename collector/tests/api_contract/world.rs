@@ -32,6 +32,15 @@ struct Flags {
     args: Args,
 }
 
+const BASE: [&str; 6] = [
+    "apiserver",
+    "--address=127.0.0.1:0",
+    "--report-address=127.0.0.1:0",
+    "--admin-address=127.0.0.1:0",
+    "--shutdown-delay=1500ms",
+    "--agents-timeout=300ms",
+];
+
 pub struct World {
     pub cluster: Cluster,
     pub serving_ca: Arc<Ca>,
@@ -108,6 +117,14 @@ impl World {
         Self::start(self.cluster.clone(), cas, flags).await
     }
 
+    /// What a server that does not start says of its flags.
+    pub async fn try_flags(flags: &[&str]) -> String {
+        let flags = Flags::parse_from(BASE.iter().chain(flags));
+        let client = Cluster::new().client().await;
+        let started = start(flags.args, client, CancellationToken::new()).await;
+        started.err().map_or_else(String::new, |e| e.to_string())
+    }
+
     async fn start(cluster: Cluster, cas: [Arc<Ca>; 3], flags: &[&str]) -> Self {
         let world = Self::starting(cluster, cas, flags).await;
         eventually("ready", || async { world.running.readiness.is_ready() }).await;
@@ -117,15 +134,7 @@ impl World {
     /// A replica that is not ready yet.
     pub async fn starting(cluster: Cluster, cas: [Arc<Ca>; 3], flags: &[&str]) -> Self {
         let [serving_ca, proxy_ca, client_ca] = cas;
-        let base = [
-            "apiserver",
-            "--address=127.0.0.1:0",
-            "--report-address=127.0.0.1:0",
-            "--admin-address=127.0.0.1:0",
-            "--shutdown-delay=1500ms",
-            "--agents-timeout=300ms",
-        ];
-        let flags = Flags::parse_from(base.iter().chain(flags));
+        let flags = Flags::parse_from(BASE.iter().chain(flags));
         let shutdown = CancellationToken::new();
         let client = cluster.client().await;
         let running = start(flags.args, client, shutdown.clone()).await.unwrap();
@@ -214,6 +223,25 @@ impl World {
             .await?;
         let (parts, body) = response.into_parts();
         Ok((parts, body.collect().await?.to_bytes()))
+    }
+
+    /// A line of /metrics, by all that stands before the value.
+    pub async fn own_metric(&self, name: &str) -> Option<String> {
+        let stream = tokio::net::TcpStream::connect(self.running.admin)
+            .await
+            .unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("/metrics").header("host", "localhost");
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map(str::to_owned)
     }
 
     /// The client that Rust programs use, for a user with a token.

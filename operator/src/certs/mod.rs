@@ -1,6 +1,7 @@
 //! Our own certificate authority: keeps the objects that hold it as `plan` wants them, for as long
 //! as this process leads. Never takes over an APIService that is not ours.
 
+mod contest;
 pub mod plan;
 pub mod store;
 pub mod x509;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{leader::Leadership, metrics::Metrics};
+pub use contest::Contest;
 use plan::{ApiService, Lifetimes, State, Unix};
 use store::{Names, Store};
 
@@ -52,6 +54,8 @@ pub struct Certs {
     pub manage: bool,
     /// Where to count.
     pub metrics: Arc<Metrics>,
+    /// What others do to the APIServices meanwhile.
+    pub contest: Contest,
     /// Receives the bundle that verifies the collector.
     pub bundle: watch::Sender<Option<String>>,
 }
@@ -104,10 +108,18 @@ impl Certs {
                 return Ok(state);
             }
             let actions = plan::plan(&state, &self.lifetimes, now);
+            let contested = i64::try_from(self.contest.look(&state)).unwrap_or(i64::MAX);
+            self.metrics.api_service_contested.set(contested);
             if actions.is_empty() {
                 return Ok(state);
             }
-            for action in &actions {
+            // Who undoes it at once would have us write without end.
+            let by = |name: &str| raw.bundle_writer(name);
+            let (again, mine): (Vec<_>, Vec<_>) = actions
+                .iter()
+                .partition(|action| self.contest.undone(action, by));
+            let settles = again.is_empty();
+            for action in mine.into_iter().chain(again) {
                 if !leadership.holds() {
                     return Ok(state);
                 }
@@ -116,6 +128,10 @@ impl Certs {
                     .apply(action, &state, &raw, &self.lifetimes, now)
                     .await?;
                 self.metrics.certificate_action(name(action));
+                self.contest.done(action);
+            }
+            if !settles {
+                return Ok(state);
             }
         }
         Err(Error::Unsettled)

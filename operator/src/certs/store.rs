@@ -57,6 +57,18 @@ impl Raw {
     pub(crate) fn issuer(&self) -> Option<String> {
         text(self.tls.as_ref()?, "ca.crt").filter(|pem| !pem.is_empty())
     }
+
+    /// The field manager that wrote an APIService's caBundle last.
+    pub(crate) fn bundle_writer(&self, name: &str) -> Option<String> {
+        let mut objects = self.api_services.iter().flatten();
+        let object = objects.find(|o| o.metadata.name.as_deref() == Some(name))?;
+        let mut managers = object.metadata.managed_fields.iter().flatten();
+        let writer = managers.find(|entry| {
+            let fields = entry.fields_v1.as_ref();
+            fields.is_some_and(|f| f.0["f:spec"].get("f:caBundle").is_some())
+        });
+        writer?.manager.clone()
+    }
 }
 
 /// Access to the objects.

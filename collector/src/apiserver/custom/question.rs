@@ -1,11 +1,12 @@
 //! What a path of custom.metrics.k8s.io and its selectors ask for. Answers nothing.
 
-use ebpf_scaler_measure::Query;
 use ebpf_scaler_measure::query::RESERVED_PREFIX;
 use ebpf_scaler_measure::selector::{Operator, Requirement, Selector};
+use ebpf_scaler_measure::{Metric, Query};
 use serde_json::{Value, json};
 
 use super::GROUP;
+use crate::apiserver::external::unknown_metric;
 use crate::apiserver::reviews::Access;
 use crate::apiserver::status::Failure;
 
@@ -36,6 +37,8 @@ pub enum Target {
     Object(String, String),
     /// The namespace itself
     Namespace,
+    /// Something outside namespaces, by resource and name
+    ClusterObject(String, String),
 }
 
 /// What is described.
@@ -61,7 +64,7 @@ impl Asked {
     /// The resource in the path.
     pub fn resource(&self) -> &str {
         match &self.target {
-            Target::Object(resource, _) => resource,
+            Target::Object(resource, _) | Target::ClusterObject(resource, _) => resource,
             Target::Namespace => "metrics",
         }
     }
@@ -69,7 +72,9 @@ impl Asked {
     /// As kube-apiserver sees the request, which asks before it lets us.
     pub fn access(&self) -> Access {
         let (name, subresource) = match &self.target {
-            Target::Object(_, name) => (name, self.metric.as_str()),
+            Target::Object(_, name) | Target::ClusterObject(_, name) => {
+                (name, self.metric.as_str())
+            }
             Target::Namespace => (&self.metric, ""),
         };
         Access {
@@ -83,36 +88,47 @@ impl Asked {
         }
     }
 
-    /// What is described, if we know such objects.
-    pub fn object(&self) -> Result<Object<'_>, Failure> {
+    /// What is described; none if we know no such objects.
+    pub fn object(&self) -> Result<Option<Object<'_>>, Failure> {
         let (resource, name) = match &self.target {
-            Target::Namespace => return Ok(Object::Namespace),
+            Target::Namespace => return Ok(Some(Object::Namespace)),
             Target::Object(resource, name) => (resource.as_str(), name.as_str()),
+            Target::ClusterObject(..) => return Ok(None),
         };
         match (resource, name) {
-            ("pods", "*") => return Ok(Object::Pods),
-            ("pods", name) => return Ok(Object::Pod(name)),
+            ("pods", "*") => return Ok(Some(Object::Pods)),
+            ("pods", name) => return Ok(Some(Object::Pod(name))),
             _ => {}
         }
         let owner = OWNERS.iter().find(|(r, ..)| *r == resource);
         let Some((_, kind, api_version, key)) = owner else {
+            return Ok(None);
+        };
+        // Of a metric that is not ours, others may make sense of it.
+        if Metric::from_name(&self.metric).is_some() && name == "*" {
+            let message = format!("only pods can be asked for as *; name one of the {resource}");
+            return Err(Failure::new(400, message));
+        }
+        Ok(Some(Object::Owner {
+            kind,
+            api_version,
+            key,
+            name,
+        }))
+    }
+
+    /// That there is nothing of the kind: neither we nor anybody else has it.
+    pub fn nothing(&self) -> Failure {
+        let resource = self.resource();
+        if matches!(self.object(), Ok(None)) {
             let known: Vec<_> = OWNERS.iter().map(|(resource, ..)| *resource).collect();
             let message = format!(
                 "the server could not find metrics of {resource}; there are those of pods and {}",
                 known.join(", ")
             );
-            return Err(Failure::new(404, message));
-        };
-        if name == "*" {
-            let message = format!("only pods can be asked for as *; name one of the {resource}");
-            return Err(Failure::new(400, message));
+            return Failure::new(404, message);
         }
-        Ok(Object::Owner {
-            kind,
-            api_version,
-            key,
-            name,
-        })
+        unknown_metric(&self.metric, resource)
     }
 }
 
