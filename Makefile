@@ -32,6 +32,7 @@ test-long: setup ## Run long variants: many times the random cases and scenarios
 	@cargo xtask test unit --long
 	@cargo xtask test differential --long
 	@cargo xtask test kernel --long
+	@cargo xtask test keda
 
 kernels: setup ## Run the kernel tests in Debian's 6.1, 6.12 and newest kernels, in an emulator (Debian; 15 s a test; ARGS="--kernel 6.1 --filter NAME")
 	@cargo xtask kernels $(ARGS)

@@ -11,6 +11,7 @@ mod foreign;
 mod hpa;
 mod install;
 mod invalid;
+mod neighbour;
 mod nodes;
 mod operator_killed;
 mod port_and_container;

@@ -15,6 +15,8 @@ use crate::{
     steps::{Steps, cargo, is_root, xtask},
 };
 
+mod keda;
+
 /// The cluster that the end-to-end tests make and remove.
 const CLUSTER: &str = "test";
 /// It has two nodes, because much can only go wrong between nodes.
@@ -27,6 +29,8 @@ const OLDEST: &str = "6.1";
 const E2E: &str = "e2e";
 /// The test that makes and removes clusters of its own.
 const CLEANUP: &str = "cluster_cleanup";
+/// The tests that need KEDA in a cluster.
+const KEDA: &str = "keda";
 /// Tells tests to run their long variants: the kernel tests' harness reads it, and that of `decide`'s tests.
 const LONG: &str = "EBPF_SCALER_TEST_LONG";
 /// Random scenarios that decisions are compared in; some 5 ms each on 2 cores.
@@ -70,6 +74,9 @@ enum Tier {
     Kernel,
     /// A real cluster comes up, everything is installed, loaded and broken: root, or docker
     E2e,
+    /// On a cluster with KEDA's operator and metrics adapter, which are built first: root, or docker; Go. Only by its
+    /// name, as it takes long
+    Keda,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -84,10 +91,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let go_on = std::env::var_os("CI").is_some();
     let mut steps = Steps::new("test");
     let mut failures = Vec::new();
-    for tier in TIERS {
-        if args.tier.is_some_and(|only| only != tier) {
-            continue;
-        }
+    // The tier that is named, or all that are not too long for every day.
+    let named = args.tier.map(|tier| vec![tier]);
+    for tier in named.unwrap_or_else(|| TIERS.to_vec()) {
         if let Err(error) = one(tier, &mut steps, &args) {
             if !go_on {
                 return Err(error);
@@ -110,6 +116,7 @@ fn one(tier: Tier, steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
         Tier::Fuzz => fuzz::all(steps, &FUZZ),
         Tier::Kernel => kernel(steps, args.long),
         Tier::E2e => e2e(steps, args),
+        Tier::Keda => keda::run(steps, args.keep),
     }
 }
 
@@ -124,7 +131,7 @@ fn cargo_test(targets: &[String]) -> Command {
 fn unit(steps: &mut Steps, long: bool) -> anyhow::Result<()> {
     let targets: Vec<String> = test_targets()?
         .into_iter()
-        .filter(|name| !name.starts_with(KERNEL) && name != E2E && name != CLEANUP)
+        .filter(|name| !name.starts_with(KERNEL) && ![E2E, KEDA, CLEANUP].contains(&name.as_str()))
         .collect();
     let mut command = cargo_test(&targets);
     command.args(["--lib", "--bins"]);
@@ -257,7 +264,7 @@ fn on_cluster(steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
         "build and load the images",
         &mut xtask(&["image", "--cluster", CLUSTER])?,
     )?;
-    let kubeconfig = kubeconfig()?;
+    let kubeconfig = kubeconfig(CLUSTER)?;
     let mut command = cargo_test(&[E2E.to_owned()]);
     command.args(["--", "--test-threads=1", "--nocapture"]);
     command
@@ -266,8 +273,8 @@ fn on_cluster(steps: &mut Steps, args: &Args) -> anyhow::Result<()> {
     steps.run("end-to-end tests", &mut command)
 }
 
-fn kubeconfig() -> anyhow::Result<String> {
-    let output = xtask(&["cluster", "kubeconfig", "--name", CLUSTER])?
+fn kubeconfig(cluster: &str) -> anyhow::Result<String> {
+    let output = xtask(&["cluster", "kubeconfig", "--name", cluster])?
         .stderr(Stdio::inherit())
         .output()
         .context("cannot ask for the cluster's kubeconfig")?;

@@ -10,10 +10,14 @@ use axum::http::{HeaderMap, HeaderValue, Request, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
 use kube::Client;
+use kube::client::ConfigExt;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
+use tower::{BoxError, ServiceBuilder};
 
 use super::{HOP, Settings, Target};
 use crate::apiserver::api::Caller;
@@ -125,12 +129,9 @@ impl Link {
         }
         let mut config = kube::Config::new(target.url.clone());
         config.root_cert = Some(roots);
-        config.connect_timeout = Some(CONNECT);
         // The token is bound to our pod and renewed by the kubelet; the client reads it again.
         config.auth_info.token_file = Some(settings.token_file.display().to_string());
-        // An HPA asks again by itself.
-        config.default_retry = false;
-        let client = Client::try_from(config).map_err(|e| chain(&e))?;
+        let client = client(&config).map_err(|e| chain(&e))?;
         self.client.store(Some(client.into()));
         Ok(())
     }
@@ -199,6 +200,22 @@ impl Link {
         })?;
         Ok((parts.status, parts.headers, body.to_bytes()))
     }
+}
+
+/// Without the layers of kube's own client that try again (an HPA does by itself) and that log every failure.
+fn client(config: &kube::Config) -> kube::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT));
+    let tls = config.rustls_https_connector_with_connector(tcp)?;
+    let http = legacy::Client::builder(TokioExecutor::new()).build(tls);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(Client::new(service, "default"))
 }
 
 /// Whether it is an object of a Kubernetes API, without looking at more of it than that.
