@@ -28,13 +28,15 @@ test: setup ## Run all tests: unit, fuzz (short), kernel, API contract, and end 
 test-unit: ## Run the tests that need neither root nor a cluster (5 / 1 min)
 	@cargo xtask test unit
 
-test-long: setup ## Run long variants: many times the random cases and scenarios, 100,000 connections (root; 25 / 20 min)
+test-long: setup ## Run long variants: many times the random cases and scenarios, 100,000 connections, 5 minutes of fuzzing, every kernel (root, Debian; hours)
 	@cargo xtask test unit --long
 	@cargo xtask test differential --long
 	@cargo xtask test kernel --long
 	@cargo xtask test keda
+	@cargo xtask fuzz
+	@cargo xtask kernels
 
-kernels: setup ## Run the kernel tests in Debian's 6.1, 6.12 and newest kernels, in an emulator (Debian; 15 s a test; ARGS="--kernel 6.1 --filter NAME")
+kernels: setup ## Run the kernel tests in Debian's 6.1, 6.12 and newest kernels, in an emulator (Debian; 5 to 15 s a test; ARGS="--kernel 6.1 --filter NAME --arch arm64")
 	@cargo xtask kernels $(ARGS)
 
 fuzz: ## Fuzz everything that reads bytes from others (5 minutes, or ARGS="--seconds N --target NAME")
