@@ -113,7 +113,7 @@ take_module() {
 
 architecture=${1:-}
 (($# >= 1)) && shift
-own=$(dpkg --print-architecture 2>/dev/null || uname -m)
+own=$(uname -m | sed 's/^x86_64$/amd64/; s/^aarch64$/arm64/')
 case $architecture in
   amd64) emulator=qemu-system-x86_64 emulator_package=qemu-system-x86 ;;
   arm64) emulator=qemu-system-aarch64 emulator_package=qemu-system-arm ;;
