@@ -3,6 +3,9 @@
 # $CACHE/bpf/programs.o. Safe to run again and in parallel; never changes the machine outside $CACHE, except
 # for rustup's own component rust-src.
 #
+#   bpf.sh [ARCHITECTURE]   x86_64 or aarch64, if it is not this machine's: the object is then programs-ARCHITECTURE.o.
+#                           Probes of other processes read their registers, which each architecture has its own of.
+#
 #   EBPF_SCALER_CACHE      where everything goes (default: <repository>/.cache)
 #   EBPF_SCALER_RUST_SRC   rustup | debian: take the source from there only (default: the first that works)
 set -euo pipefail
@@ -12,8 +15,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 toolchain=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$repository/rust-toolchain.toml")
 linker_version=0.10.4
 linker_features=rust-llvm-22
+architecture=${1:-$(uname -m)}
 # Where the programs' object comes to lie; collector/build.rs looks there.
 object=$cache/bpf/programs.o
+if [[ $architecture != "$(uname -m)" ]]; then
+  object=$cache/bpf/programs-$architecture.o
+  # aya-ebpf's build script reads it; otherwise it takes the machine that builds.
+  export AYA_BPF_TARGET_ARCH=$architecture
+fi
 
 mkdir -p "$cache/bpf" "$cache/tools"
 only_one
@@ -64,7 +73,7 @@ debian_std_source() {
 # What the object depends on: sources, manifests, the tools' versions.
 fingerprint() {
   {
-    printf '%s %s %s\n' "$toolchain" "$linker_version" "$linker_features"
+    printf '%s %s %s %s\n' "$toolchain" "$linker_version" "$linker_features" "${AYA_BPF_TARGET_ARCH:-}"
     cd "$repository/ebpf" && find common/src common/Cargo.toml programs/src programs/Cargo.toml programs/Cargo.lock \
       programs/.cargo/config.toml -type f -print0 | sort -z | xargs -0 sha256sum
   } | sha256sum | cut -d' ' -f1

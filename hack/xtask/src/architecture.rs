@@ -90,17 +90,21 @@ impl Architecture {
         }
     }
 
-    /// Brings a compiler for it and has cargo use that. Programs are linked statically, so that they need nothing of the
-    /// compiler's C library where they run.
+    /// Brings a compiler and the BPF object for it and has cargo use them. Programs are linked statically, so that they
+    /// need nothing of the compiler's C library where they run.
     pub fn cross(self, command: &mut Command) -> anyhow::Result<()> {
-        let setup = generate::root().join("hack/setup/cross.sh");
-        let status = Command::new(setup)
-            .arg(self.name())
-            .status()
-            .context("cannot start hack/setup/cross.sh")?;
-        if !status.success() {
-            bail!("hack/setup/cross.sh ended with {status}");
+        let rust = self.target().split('-').next().unwrap_or_default();
+        for (script, argument) in [("cross.sh", self.name()), ("bpf.sh", rust)] {
+            let status = Command::new(generate::root().join("hack/setup").join(script))
+                .arg(argument)
+                .status()
+                .with_context(|| format!("cannot start hack/setup/{script}"))?;
+            if !status.success() {
+                bail!("hack/setup/{script} ended with {status}");
+            }
         }
+        let object = cache().join(format!("bpf/programs-{rust}.o"));
+        command.env("EBPF_SCALER_BPF_OBJECT", object);
         let target = self.target();
         let variable = target.replace('-', "_").to_uppercase();
         command
