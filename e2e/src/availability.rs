@@ -17,7 +17,7 @@ use kube::{Api, Client, api::ListParams};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    client::controller_manager,
+    client::{connect_once, controller_manager},
     metrics::{get_raw, parse, request_rate, sum},
     wait::eventually,
 };
@@ -26,6 +26,8 @@ use crate::{
 const EVERY: Duration = Duration::from_millis(50);
 /// Time for one, as an HPA would wait much longer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often client-go asks again.
+const ATTEMPTS: usize = 10;
 /// How far an answer may be from the truth: replicas come and go, the load is what it is.
 const TOLERANCE: f64 = 0.1;
 /// The HPA controller's default period.
@@ -51,6 +53,8 @@ pub struct Failed {
 pub struct Asked {
     /// With the right answer.
     pub answered: usize,
+    /// Of those, told before to ask again later.
+    pub put_off: usize,
     /// The others.
     pub failed: Vec<Failed>,
 }
@@ -63,13 +67,20 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Asks for the request rate of a Deployment, which is known.
-    pub fn start(client: &Client, namespace: &str, deployment: &str, rate: f64) -> Self {
+    /// Asks for the request rate of a Deployment, which is known, as the HPA controller does: again only when the answer
+    /// says when.
+    pub async fn start(
+        kubeconfig: &Path,
+        namespace: &str,
+        deployment: &str,
+        rate: f64,
+    ) -> anyhow::Result<Self> {
+        let client = connect_once(kubeconfig).await?;
         let asked = Arc::new(Mutex::new(Asked::default()));
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let what = (client.clone(), namespace.to_owned(), deployment.to_owned());
+        let what = (client, namespace.to_owned(), deployment.to_owned());
         let task = tokio::spawn(ask(what, rate, asked.clone(), stopped));
-        Self { asked, stop, task }
+        Ok(Self { asked, stop, task })
     }
 
     /// What came of them until now.
@@ -106,7 +117,17 @@ async fn ask(
         let (namespace, deployment) = (namespace.clone(), deployment.clone());
         questions.spawn(async move {
             let begun = Instant::now();
-            let question = request_rate(&client, &namespace, &deployment, "10s");
+            let mut put_off = 0;
+            let question = async {
+                loop {
+                    let answer = request_rate(&client, &namespace, &deployment, "10s").await;
+                    match answer.as_ref().err().and_then(retry_after) {
+                        Some(wait) if put_off < ATTEMPTS => tokio::time::sleep(wait).await,
+                        _ => return answer,
+                    }
+                    put_off += 1;
+                }
+            };
             let error = match tokio::time::timeout(PATIENCE, question).await {
                 Ok(Ok(value)) if (value - rate).abs() <= rate * TOLERANCE => None,
                 Ok(Ok(value)) => Some(format!("{value} instead of {rate} requests/s")),
@@ -115,7 +136,10 @@ async fn ask(
             };
             let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
             match error {
-                None => asked.answered += 1,
+                None => {
+                    asked.answered += 1;
+                    asked.put_off += usize::from(put_off > 0);
+                }
                 Some(error) => asked.failed.push(Failed {
                     asked: begun,
                     error,
@@ -124,6 +148,17 @@ async fn ask(
         });
     }
     questions.join_all().await;
+}
+
+/// When to ask again, if the answer says so.
+fn retry_after(error: &anyhow::Error) -> Option<Duration> {
+    match error.downcast_ref::<kube::Error>()? {
+        kube::Error::Api(status) => {
+            let seconds = status.details.as_ref()?.retry_after_seconds;
+            (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+        }
+        _ => None,
+    }
 }
 
 /// Our APIServices, which were available when this was made.

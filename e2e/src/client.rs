@@ -21,6 +21,14 @@ pub async fn connect_as(kubeconfig: &Path, user: &str) -> anyhow::Result<Client>
     Ok(Client::try_from(config)?)
 }
 
+/// The same, but a request that fails has failed: the usual client asks again after a 503, which hides what another one,
+/// such as the HPA controller's, meets.
+pub async fn connect_once(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let mut config = config(kubeconfig).await?;
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
 /// Connects to the controller manager, which listens beside the API server where clusters are built from source. Its
 /// certificate is its own.
 pub async fn controller_manager(kubeconfig: &Path) -> anyhow::Result<Client> {

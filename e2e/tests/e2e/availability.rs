@@ -45,7 +45,7 @@ fn questions_and_hpas_notice_neither_update_nor_rotation_and_a_crash_for_a_momen
             Evaluations::begin(&story.client, &story.kubeconfig, &story.namespace, HPAS).await?;
         story.say("all HPAs are active");
         let available = StaysAvailable::begin(&story.client).await?;
-        let questions = Questions::start(&story.client, &story.namespace, "web", RATE);
+        let questions = Questions::start(&story.kubeconfig, &story.namespace, "web", RATE).await?;
 
         let (old, signed) = (ca(story).await?, certificate(story).await?);
         secrets(story)
@@ -100,8 +100,9 @@ fn questions_and_hpas_notice_neither_update_nor_rotation_and_a_crash_for_a_momen
         ensure!(late.is_empty(), "failed long after the kill: {late:?}");
         let last = asked.failed.iter().map(|f| f.asked - killed_at).max();
         story.say(&format!(
-            "{} questions answered, {} failed, all until {:?} after the kill",
+            "{} questions answered, {} of them at a second attempt, {} failed, all until {:?} after the kill",
             asked.answered,
+            asked.put_off,
             asked.failed.len(),
             last.unwrap_or_default()
         ));
