@@ -12,6 +12,7 @@ use ebpf_scaler_proto as proto;
 use ebpf_scaler_proto::collector_client::CollectorClient;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::kubernetes::{node, pod_of, uid};
@@ -22,6 +23,9 @@ use super::{ACTIVE_OF_TEN, PODS_OF_A_NODE};
 const TICK: Duration = Duration::from_millis(250);
 /// Agents that connect and bring their history at once.
 const AT_ONCE: usize = 32;
+/// How often an agent tries to open its stream, and how long it waits in between.
+const ATTEMPTS: usize = 10;
+const AGAIN: Duration = Duration::from_secs(1);
 /// Requests of an active pod in a tick.
 const REQUESTS: u64 = 25;
 
@@ -102,8 +106,10 @@ impl Drop for Agents {
     }
 }
 
-async fn agent(shared: &Shared, number: usize) -> anyhow::Result<()> {
-    let joining = shared.joining.acquire().await?;
+/// An agent's stream: what it sends, and what it is told.
+type Stream = (mpsc::Sender<proto::ReportRequest>, Streaming<proto::Want>);
+
+async fn open(shared: &Shared, number: usize) -> anyhow::Result<Stream> {
     let endpoint = Endpoint::from_shared(format!("https://{}", shared.report))?;
     let channel: Channel = endpoint.tls_config(shared.tls.clone())?.connect().await?;
     let (sender, outbound) = mpsc::channel(4);
@@ -121,10 +127,22 @@ async fn agent(shared: &Shared, number: usize) -> anyhow::Result<()> {
         ..proto::ReportRequest::default()
     };
     sender.send(hello).await?;
-    let mut wants = CollectorClient::new(channel)
-        .report(request)
-        .await?
-        .into_inner();
+    let wants = CollectorClient::new(channel).report(request).await?;
+    Ok((sender, wants.into_inner()))
+}
+
+async fn agent(shared: &Shared, number: usize) -> anyhow::Result<()> {
+    let joining = shared.joining.acquire().await?;
+    let mut opened = open(shared, number).await;
+    for _ in 1..ATTEMPTS {
+        if opened.is_ok() {
+            break;
+        }
+        // As real agents do: on a busy machine a review of their token may come too late.
+        tokio::time::sleep(AGAIN).await;
+        opened = open(shared, number).await;
+    }
+    let (sender, mut wants) = opened?;
     let mut node = Node::new(number, shared);
     // A replica keeps five minutes: as coarse as it would be by now where it is old.
     for (ticks, step) in [(49, 5_000_000), (50, 1_000_000)] {
