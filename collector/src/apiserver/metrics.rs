@@ -92,7 +92,7 @@ pub struct Metrics {
     pub signals_computed: Counter,
     /// Watches of signals that are open
     pub signals_watches: Gauge,
-    /// Questions about a part of pods that agents are not told of, because too many are asked already
+    /// Questions about a part of pods, or about requests inside TLS, that agents are not told of, because too many are asked already
     pub narrowed_overflow: Counter,
     /// Connections that we have closed for what the client did not do
     closed: Family<ReasonLabels, Counter>,
@@ -191,7 +191,7 @@ impl Metrics {
         );
         r.register(
             "narrowed_overflow",
-            "Queries narrowed to a port or container that agents are not told of, because 4,096 others are held",
+            "Queries narrowed to a port or container, or for requests inside TLS, that agents are not told of, because 4,096 others are held",
             m.narrowed_overflow,
         );
         r.register(
