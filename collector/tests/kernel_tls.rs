@@ -48,7 +48,7 @@ fn wrk_and_nginx_agree_with_us_inside_tls() {
         ("hello", 4, "Connection: close"),
     ] {
         let url = format!("https://{SERVER}:{PORT}/{path}");
-        let completed = wrk(connections, 2, header, &url);
+        let completed = wrk(connections, 1, header, &url);
         assert!(completed > 0);
         let (before, mut asked) = (read, 0);
         read = read_by_nginx(&mut asked);

@@ -92,7 +92,8 @@ pub struct Metrics {
     pub signals_computed: Counter,
     /// Watches of signals that are open
     pub signals_watches: Gauge,
-    /// Questions about a part of pods, or about requests inside TLS, that agents are not told of, because too many are asked already
+    /// Questions about a part of pods, or about requests inside TLS, that agents are not told of, because too many are
+    /// asked already
     pub narrowed_overflow: Counter,
     /// Connections that we have closed for what the client did not do
     closed: Family<ReasonLabels, Counter>,

@@ -29,7 +29,7 @@ const PATIENCE: &str = "10";
 /// One test that takes longer, by the machine's own clock, has failed.
 const LIMIT: Duration = Duration::from_secs(600);
 /// Programs whose tests share out a processor's time and look at who got it: they run one at a time, after the others.
-const ALONE: &str = "kernel_causes kernel_cost kernel_runqueue kernel_waits";
+const ALONE: &str = "kernel_causes kernel_cost kernel_runqueue kernel_tls_cost kernel_waits";
 /// What the tests call, beside busybox. The shell is not busybox's, which takes its own `ip` before any other.
 const PROGRAMS: [&str; 14] = [
     "sh",
