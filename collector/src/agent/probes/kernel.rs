@@ -317,7 +317,7 @@ impl Kernel {
         !self.run_queue_links.is_empty()
     }
 
-    /// The uprobes, the object that their programs are in, and the maps that they count in.
+    /// The uprobes, the object that their programs are in, and its maps.
     pub fn tls(&mut self) -> (&mut Tls, &mut Ebpf, &Maps) {
         (&mut self.tls, &mut self.ebpf, &self.maps)
     }

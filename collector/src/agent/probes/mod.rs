@@ -165,8 +165,8 @@ impl Probes {
     /// Attaches and detaches what is optional (the run queue) to follow demand; returns what failed.
     pub fn set_wanted(&mut self, families: &BTreeSet<Family>) -> Vec<(Family, String)> {
         if !families.contains(&Family::Tls) {
-            let (tls, ebpf, slots) = self.kernel.tls();
-            tls.detach_all(ebpf, slots);
+            let (tls, ebpf, maps) = self.kernel.tls();
+            tls.detach_all(ebpf, maps);
         }
         if !families.contains(&Family::RunQueue) {
             self.kernel.detach_run_queue();

@@ -18,16 +18,12 @@ impl Probes {
     pub fn allocate_part(&mut self, pod: Slot) -> Option<Slot> {
         let part = self.pool.take_part()?;
         self.open(part);
-        let offset = offset_of!(SlotRecord, pod);
         let maps = &self.kernel.maps;
-        let wanted = maps.slots.word(
-            maps.records(pod.index).start,
-            offset_of!(SlotRecord, wanted),
-        );
+        let (of_pod, wanted) = (offset_of!(SlotRecord, pod), offset_of!(SlotRecord, wanted));
+        let as_pod = maps.slots.word(maps.records(pod.index).start, wanted);
         for record in maps.records(part.index) {
-            maps.slots.store(record, offset, pod.to_ref());
-            maps.slots
-                .store(record, offset_of!(SlotRecord, wanted), wanted);
+            maps.slots.store(record, of_pod, pod.to_ref());
+            maps.slots.store(record, wanted, as_pod);
         }
         Some(part)
     }

@@ -269,7 +269,7 @@ impl Tls {
                 ended += u64::from(http2::in_flight(c));
             }
         }
-        let Some(slot) = holder(&session, maps) else {
+        let Some(record) = holder(&session, maps) else {
             return;
         };
         let tally = offset_of!(SlotRecord, tally);
@@ -277,7 +277,6 @@ impl Tls {
             (offset_of!(Tally, requests_aborted), aborted),
             (offset_of!(Tally, ended_besides), ended),
         ] {
-            let record = maps.records(slot).start;
             if let Some(word) = maps.slots.words(record).get((tally + field) / 8) {
                 word.fetch_add(count, Ordering::Relaxed);
             }
@@ -350,12 +349,12 @@ impl Probes {
     }
 }
 
-/// The slot in which a session counts, if that is still the same pod's.
+/// A record of the slot in which a session counts, if that is still the same pod's.
 fn holder(session: &Session, maps: &Maps) -> Option<u32> {
     let (slot, generation) = (slot_of(session.flow.slot), generation_of(session.flow.slot));
     let record = maps.records(slot).start;
     let now = maps.slots.word(record, offset_of!(SlotRecord, generation)) as u32;
-    (now == generation).then_some(slot)
+    (now == generation).then_some(record)
 }
 
 fn session(words: &[u64; SESSION_WORDS]) -> Session {
