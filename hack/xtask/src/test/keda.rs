@@ -5,6 +5,7 @@ use std::process::Command;
 
 use super::{KEDA, cargo_test, kubeconfig};
 use crate::{
+    architecture::Architecture,
     cluster::{Cluster, cache},
     generate::root,
     image::{self, Image, archive},
@@ -55,6 +56,7 @@ fn on_cluster(steps: &mut Steps) -> anyhow::Result<()> {
                 binary: &keda.join("bin").join(program),
                 program,
                 user: image::NONROOT,
+                architecture: Architecture::own()?,
             };
             cluster.load_image(&archive(&image, &keda.join("images"))?)?;
         }
