@@ -137,9 +137,14 @@ fn connections_of_a_go_server_that_are_older_than_the_probes_are_found() {
     assert_eq!(client.ask("/"), 200);
     assert_eq!(scene.requests(), 0);
     scene.probe(server.id());
-    // It waits for this one since before the probes.
-    assert_eq!(client.ask("/"), 200);
-    for count in 1..=5 {
+    // For the first it waits since before the probes; of one that comes at once it may read a byte ahead of the rest.
+    let found = (0..100).any(|_| {
+        assert_eq!(client.ask("/"), 200);
+        std::thread::sleep(Duration::from_millis(20));
+        scene.requests() > 0
+    });
+    assert!(found, "{}", scene.world.troubles());
+    for count in 2..=6 {
         assert_eq!(client.ask("/"), 200);
         scene.counts(count);
     }
