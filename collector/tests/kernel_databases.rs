@@ -82,8 +82,8 @@ fn redis_benchmark_agrees_with_us() {
     }
     let c = world.counters(&pod);
     assert_eq!((c.requests_aborted, c.tls_turns), (0, 0));
-    // A client that moves between CPUs can put its segments out of order; the counts hold even so.
-    if world.statistic("segments_out_of_order") == 0 {
+    // A client that moves between CPUs can put its segments out of order, or send two at once; the counts hold even so.
+    if world.statistic("segments_out_of_order") + world.statistic("lost_races") == 0 {
         assert_eq!(world.statistic("request_desyncs"), 0);
     }
     assert_eq!(world.statistic("response_desyncs"), 0);
