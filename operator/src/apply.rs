@@ -230,7 +230,8 @@ impl Applier {
             let mut history = json!({
                 "apiVersion": ScalingHistory::api_version(&()),
                 "kind": ScalingHistory::kind(&()),
-                "metadata": {"ownerReferences": [{
+                // The API server does not take them from the URL of an apply.
+                "metadata": {"name": name, "namespace": namespace, "ownerReferences": [{
                     "apiVersion": owner.api_version,
                     "kind": owner.kind,
                     "name": name,

@@ -16,7 +16,7 @@ use ebpf_scaler_e2e::{
     story::{self, Story},
     wait::eventually,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::{Api, api::DeleteParams};
 use serde_json::json;
 use tokio::time::Instant;
@@ -108,8 +108,27 @@ fn questions_and_hpas_notice_neither_update_nor_rotation_and_a_crash_for_a_momen
         ));
         story.say(&evaluations.tell(killed_at, DISCOVERY).await?);
         available.finish(&story.client).await?;
-        load.stop().await.map(drop)
+        load.stop().await?;
+        replace(story, killed).await
     })
+}
+
+/// Has another pod in place of this one: later stories ask that nothing was ever restarted.
+async fn replace(story: &Story, pod: &Pod) -> anyhow::Result<()> {
+    let meta = &pod.metadata;
+    let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+    let (namespace, name) = namespace.zip(name).context("a pod without a name")?;
+    let pods: Api<Pod> = Api::namespaced(story.client.clone(), namespace);
+    pods.delete(name, &DeleteParams::default()).await?;
+    eventually(
+        "another replica has taken its place",
+        Duration::from_secs(60),
+        async || {
+            ensure!(pods.get_opt(name).await?.is_none(), "{name} is still there");
+            product::ready(&story.client).await
+        },
+    )
+    .await
 }
 
 /// An HPA on what `web` does, whose own target has no running pod: a metric of type External with an average value
