@@ -102,37 +102,27 @@ fn small_turns_agree_with_the_veth_to_the_byte() {
     std::thread::sleep(Duration::from_millis(200));
     let (after, c) = settled(&world, &pod);
     let [rx_bytes, rx, tx_bytes, tx] = [0, 1, 2, 3].map(|i| after[i] - before[i]);
-    // What is not a socket's: ARP, and what IPv6 says when an interface comes up.
-    let agrees = |ours: u64, theirs: u64, slack: u64| ours <= theirs && theirs - ours <= slack;
-    assert!(
-        agrees(c.receive_packets - ours.receive_packets, rx, 3),
-        "{c:?} {after:?}"
+    // What is not a socket's: ARP, and what IPv6 says in the seconds after an interface comes up. Small packets, all of it.
+    let agrees = |packets: u64, bytes: u64, their_packets: u64, their_bytes: u64| {
+        let others = their_packets.checked_sub(packets);
+        let theirs = their_bytes - their_packets * ETHERNET;
+        others.is_some_and(|n| n <= 12 && (bytes..=bytes + n * 110).contains(&theirs))
+    };
+    let (packets, bytes) = (
+        c.receive_packets - ours.receive_packets,
+        c.receive_bytes - ours.receive_bytes,
     );
-    assert!(
-        agrees(c.transmit_packets - ours.transmit_packets, tx, 3),
-        "{c:?} {after:?}"
+    assert!(agrees(packets, bytes, rx, rx_bytes), "{c:?} {after:?}");
+    let (packets, bytes) = (
+        c.transmit_packets - ours.transmit_packets,
+        c.transmit_bytes - ours.transmit_bytes,
     );
-    assert!(
-        agrees(
-            c.receive_bytes - ours.receive_bytes,
-            rx_bytes - rx * ETHERNET,
-            300
-        ),
-        "{c:?} {after:?}"
-    );
-    assert!(
-        agrees(
-            c.transmit_bytes - ours.transmit_bytes,
-            tx_bytes - tx * ETHERNET,
-            300
-        ),
-        "{c:?} {after:?}"
-    );
+    assert!(agrees(packets, bytes, tx, tx_bytes), "{c:?} {after:?}");
 }
 
 /// What `ss -i` shows of a socket (include/uapi/linux/tcp.h, struct tcp_info): bytes received, bytes sent again or not,
-/// segments in, segments out.
-fn socket_account(socket: &TcpStream) -> [u64; 4] {
+/// segments in, segments out, bytes sent again.
+fn socket_account(socket: &TcpStream) -> [u64; 5] {
     let mut info = [0u64; 32];
     let mut length = size_of_val(&info) as libc::socklen_t;
     // SAFETY: the kernel writes no more than it is told.
@@ -146,9 +136,9 @@ fn socket_account(socket: &TcpStream) -> [u64; 4] {
         )
     };
     assert_eq!(done, 0);
-    assert!(length >= 208, "{length}: older than Linux 4.19");
+    assert!(length >= 216, "{length}: older than Linux 4.19");
     let (segments_out, segments_in) = (info[17] & 0xffff_ffff, info[17] >> 32);
-    [info[16], info[25], segments_in, segments_out]
+    [info[16], info[25], segments_in, segments_out, info[26]]
 }
 
 #[test]
@@ -169,7 +159,9 @@ fn payload_and_packets_are_the_sockets_own() {
             break (before, ours);
         }
     };
-    let [received, sent, segments_in, segments_out] = account;
+    let [received, sent, segments_in, segments_out, _] = account;
+    // What the client sends again came, too, and the socket knows it already.
+    let again = socket_account(&pair.client)[4];
     assert!(received > 10 << 20 && sent > 20 << 20);
     // The handshake is not all the socket's own: it was the listener's.
     let all = format!("{account:?} {c:?}");
@@ -184,11 +176,11 @@ fn payload_and_packets_are_the_sockets_own() {
     );
     let payload = c.receive_bytes - 52 * c.receive_packets;
     assert!(
-        (payload as f64 / received as f64 - 1.0).abs() < 0.001,
-        "{payload} {all}"
+        payload + received / 1000 > received && payload < received + again + received / 1000,
+        "{payload} {again} {all}"
     );
     assert!(
-        c.tcp_retransmits > 0 || payload.abs_diff(received) <= 64,
+        c.tcp_retransmits > 0 || again > 0 || payload.abs_diff(received) <= 64,
         "{payload} {all}"
     );
     assert_eq!((c.connections_opened, c.connections_closed), (1, 0));
