@@ -231,13 +231,7 @@ impl Engine {
         if let (Written::Accepted(seen) | Written::Foreign(seen), Some(known)) =
             (written, self.targets.get_mut(target))
         {
-            known.floor = seen.version.parse().unwrap_or(0);
-            let before = known.target.as_ref().ok();
-            known.target = Ok(Target {
-                ready: seen.ready.or(before.and_then(|t| t.ready)),
-                selector: before.map_or_else(|| seen.selector.clone(), |t| t.selector.clone()),
-                ..seen.clone()
-            });
+            known.wrote(seen);
         }
         if let (Written::Accepted(_), Some(sampled)) = (written, sampled) {
             let micros = now.wall.as_microsecond().saturating_sub(sampled);

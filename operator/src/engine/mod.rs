@@ -4,6 +4,7 @@
 mod effects;
 mod index;
 mod inputs;
+mod known;
 mod trim;
 
 use std::{
@@ -46,6 +47,7 @@ const READ: Duration = Duration::from_secs(2);
 const BATCH: usize = 256;
 
 use effects::reference;
+use known::Known;
 use trim::{HpaObject, TargetObject, deployment, hpa, stateful_set};
 
 enum Input {
@@ -91,14 +93,6 @@ pub struct Parts {
     pub poll_wanted: channel::Sender<Arc<BTreeMap<String, Query>>>,
     /// What polls say.
     pub polled: mpsc::Receiver<(String, Given)>,
-}
-
-struct Known {
-    target: Result<Target, String>,
-    /// Versions older than this are echoes from before our own write.
-    floor: u64,
-    read: Option<Instant>,
-    reading: bool,
 }
 
 struct Engine {

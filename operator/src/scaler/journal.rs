@@ -50,11 +50,11 @@ impl Journal {
         wall: Timestamp,
     ) {
         let mark = (decision.replicas, kept(decision.reason), outcome);
-        let first = self.last.is_none();
-        let news = self.last.replace(mark) != Some(mark);
+        let before = self.last.replace(mark);
         // That nothing keeps the replicas where they are is news only after something did.
-        let begins = first && outcome == Outcome::Held && mark.1.is_none();
-        if !news || begins || self.most == 0 {
+        let quiet = outcome == Outcome::Held && mark.1.is_none();
+        let ended = before.is_some_and(|(_, kept, _)| kept.is_some());
+        if before == Some(mark) || quiet && !ended || self.most == 0 {
             return;
         }
         self.pending
@@ -247,11 +247,14 @@ mod tests {
         book.take(2, None, Outcome::Held);
         book.take(2, Some(200.0), Outcome::Held);
         book.take(2, Some(210.0), Outcome::Held);
+        book.take(2, Some(300.0), Outcome::Applied);
+        book.take(3, Some(300.0), Outcome::Held);
         let held = (2, 2, Outcome::Held);
-        assert_eq!(book.0.pending(), [held, held, (2, 4, Outcome::Observed)]);
+        let (written, would) = ((2, 3, Outcome::Applied), (2, 4, Outcome::Observed));
+        assert_eq!(book.0.pending(), [written, held, held, would]);
         let newest: Vec<_> = book.0.pending.iter().map(|d| d.reason.as_str()).collect();
-        assert_eq!(newest[1..], ["NoMetrics", "MetricAboveTarget"]);
-        let metric = &book.0.pending[2].metrics[0];
+        assert_eq!(newest[2..], ["NoMetrics", "MetricAboveTarget"]);
+        let metric = &book.0.pending[3].metrics[0];
         assert_eq!(metric.value.as_deref(), Some("400"));
         assert_eq!((metric.target.as_str(), metric.proposal), ("100", Some(4)));
     }
