@@ -264,6 +264,18 @@ unsafe fn run(packet: &Packet, flow: *mut Flow, slot: Slot, offset: u32, _len: u
         };
         scan.responses::<false>(packet.sent_at(), packet.headers + offset, packet.len);
         return_scratch(bit);
+        framed_so_far(flow);
+    }
+}
+
+/// What was at hand of the answers has been framed: was the place lost, or is there nothing left to be answered?
+///
+/// # Safety
+/// The flow's response side is ours.
+#[inline(always)]
+pub unsafe fn framed_so_far(flow: *mut Flow) {
+    // SAFETY: the caller's promise.
+    unsafe {
         let at = get!(flow.tx.phase);
         if at == phase::SEARCH {
             desynchronised(flow);

@@ -11,8 +11,7 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
-    bpf_ktime_get_ns,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
 };
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -24,7 +23,7 @@ use crate::atomic::{self, get, set};
 use crate::cost;
 use crate::maps::{control, count};
 use crate::occupants::{self, Occupants};
-use crate::slots::{Slot, known, resolve, tally};
+use crate::slots::{Slot, is_below, known, resolve, tally};
 
 /// Threads that can wait at the same time, give or take collisions, which are noticed: 2 MiB, in pairs of places.
 const PAIRS: u32 = 1 << 17;
@@ -33,8 +32,6 @@ const TAG_BITS: u32 = 16;
 const TAG_MASK: u64 = (1 << TAG_BITS) - 1 - THROTTLED;
 const THROTTLED: u64 = 1;
 const TIME_MASK: u64 = u64::MAX >> TAG_BITS;
-/// How deep the cgroup above all pods can lie.
-const MAX_DEPTH: i32 = 12;
 /// Cgroups that a CPU remembers.
 const CACHED: usize = 16;
 
@@ -363,18 +360,4 @@ unsafe fn current(cpu: *mut Cpu, control: *mut Control) -> Whose {
         set!(entry.pod, pod);
         Whose { slot: found, pod }
     }
-}
-
-/// Whether the current cgroup is below that one, at whatever depth it lies: a cgroup namespace hides the depth.
-#[inline(always)]
-unsafe fn is_below(ancestor: u64) -> bool {
-    let mut level = 0;
-    while level < MAX_DEPTH {
-        // SAFETY: a helper call; 0 below the current cgroup's own level.
-        if unsafe { bpf_get_current_ancestor_cgroup_id(level) } == ancestor {
-            return true;
-        }
-        level += 1;
-    }
-    false
 }

@@ -1,13 +1,16 @@
 //! From a cgroup to its slot, and adding to a slot. An unknown cgroup gets a provisional slot that user space
 //! can claim; this never decides which cgroups are pods.
 
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_smp_processor_id};
 use ebpf_scaler_common::record::{
     NO_SLOT, SlotRecord, Stat, generation_of, layout, port_key, slot_of, slot_ref,
 };
 
 use crate::atomic::{self, get};
 use crate::maps::{CGROUPS, DIRTY, FREE_SLOTS, PORTS, QUARANTINE, SLOTS, control, count};
+
+/// How deep the cgroup above all pods can lie.
+const MAX_DEPTH: i32 = 12;
 
 /// A slot that was just checked to be this tenant's.
 #[derive(Clone, Copy)]
@@ -165,4 +168,21 @@ pub fn no_slot() -> u64 {
     // SAFETY: the map's element.
     let epoch = control().map_or(0, |control| unsafe { get!(control.epoch) });
     slot_ref(NO_SLOT, epoch as u32)
+}
+
+/// Whether the current cgroup is below that one, at whatever depth it lies: a cgroup namespace hides the depth.
+///
+/// # Safety
+/// The program runs for a task.
+#[inline(always)]
+pub unsafe fn is_below(ancestor: u64) -> bool {
+    let mut level = 0;
+    while level < MAX_DEPTH {
+        // SAFETY: a helper call; 0 below the current cgroup's own level.
+        if unsafe { bpf_get_current_ancestor_cgroup_id(level) } == ancestor {
+            return true;
+        }
+        level += 1;
+    }
+    false
 }

@@ -13,7 +13,7 @@ use ebpf_scaler_common::record::Stat;
 use crate::atomic::{self, get, set};
 use crate::maps::count;
 use crate::requests::resynchronise;
-use crate::responses::{answered, complete, desynchronised};
+use crate::responses::{answered, complete, desynchronised, framed_so_far};
 use crate::scan::Scan;
 use crate::slots::{Slot, tally};
 
@@ -230,14 +230,6 @@ unsafe fn frame(flow: *mut Flow, slot: Slot, buffer: u64, length: u32, now: u64)
         };
         scan(flow, slot, buffer, window).responses::<true>(now, 0, length);
         return_window(bit);
-        let at = get!(flow.tx.phase);
-        if at == phase::SEARCH {
-            desynchronised(flow);
-        } else if at == phase::START
-            && get!(flow.rx_flags) & rx_flag::PIPELINED == 0
-            && get!(flow.head) == oldest(flow)
-        {
-            set!(flow.tx.phase, phase::SEARCH);
-        }
+        framed_so_far(flow);
     }
 }

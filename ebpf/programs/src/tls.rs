@@ -9,8 +9,7 @@
 //! So what a client reads is never counted. Programs here can be preempted: nothing is shared by the CPU.
 
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
-    bpf_ktime_get_ns, bpf_probe_read_user,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
 };
 use aya_ebpf::macros::{map, uprobe, uretprobe};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
@@ -26,11 +25,9 @@ use ebpf_scaler_common::tls::{
 use crate::atomic::{self, get, set};
 use crate::flows::version;
 use crate::maps::{control, count};
-use crate::slots::{Slot, known, resolve, tally};
+use crate::slots::{Slot, is_below, known, resolve, tally};
 use crate::{frames, text};
 
-/// How deep the cgroup above all pods can lie.
-const MAX_DEPTH: i32 = 12;
 /// More than any call hands over; longer lengths are not believed.
 const MAX_LENGTH: i64 = 1 << 30;
 const NOEXIST: u64 = 1;
@@ -236,20 +233,6 @@ pub fn mine() -> Option<u64> {
         // A pod that nobody has told of yet; of the whole machine's cgroups only those below ours are pods.
         (of_all && is_below(get!(control.ancestor_id))).then(|| resolve(cgroup))?
     }
-}
-
-/// Whether the current cgroup is below that one, at whatever depth it lies: a cgroup namespace hides the depth.
-#[inline(always)]
-unsafe fn is_below(ancestor: u64) -> bool {
-    let mut level = 0;
-    while level < MAX_DEPTH {
-        // SAFETY: a helper call; 0 below the current cgroup's own level.
-        if unsafe { bpf_get_current_ancestor_cgroup_id(level) } == ancestor {
-            return true;
-        }
-        level += 1;
-    }
-    false
 }
 
 /// A new session's state, in that slot.
